@@ -1,0 +1,281 @@
+"""What flows between the rooms: frozen dataclasses and enums. Imports nothing of rig.
+
+Guest, Kernel, Scenario (TOML)  ->  RunPlan  ->  Evidence (directory)  ->  CheckResult  ->  RunResult
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+PAGE_SIZE = 4096  # bytes; the unit of captures, on every x86 mode
+
+
+class Verdict(enum.StrEnum):
+    """Outcome of a check or a run. There is no default: each must be earned."""
+
+    PASS = "pass"
+    SKIP = "skip"
+    ERROR = "error"
+    FAIL = "fail"
+
+    @classmethod
+    def worst(cls, verdicts: Iterable[Verdict]) -> Verdict:
+        """The worst of the given: fail > error > skip > pass. Raises ValueError when there are none."""
+        order = list(cls)
+        try:
+            return max(verdicts, key=order.index)
+        except ValueError:
+            raise ValueError("no verdicts: nothing was judged") from None
+
+
+class Arch(enum.StrEnum):
+    """Guest architecture, by its Debian name."""
+
+    I386 = "i386"
+    AMD64 = "amd64"
+
+    @property
+    def word(self) -> int:
+        """Bytes of a machine word (and of a pointer) in the guest kernel."""
+        return 8 if self is Arch.AMD64 else 4
+
+
+class PagingMode(enum.StrEnum):
+    """How CR3 is read (Intel SDM vol. 3, 4.1.1)."""
+
+    TWO_LEVEL = "2-level"
+    PAE = "pae"
+    FOUR_LEVEL = "4-level"
+    FIVE_LEVEL = "5-level"
+
+
+class Checkpoint(enum.StrEnum):
+    """The instants at which the machine is held and looked at (DESIGN: contract)."""
+
+    ARMED = "armed"
+    PANIC = "panic"
+    MACHINE_KEXEC = "machine-kexec"
+    HANDOVER = "handover"
+    CRASH_KERNEL = "crash-kernel"
+
+
+# ---------------------------------------------------------------- the catalogue (from TOML)
+
+
+@dataclass(frozen=True)
+class Guest:
+    """One kind of machine. memory: MiB. crashkernel: the kernel parameter's value."""
+
+    name: str
+    description: str
+    arch: Arch
+    paging: PagingMode
+    flavour: str  # the distribution's kernel flavour: 686, 686-pae, amd64
+    kernel: str  # name of the Kernel used unless --kernel says otherwise
+    memory: int
+    cpus: int
+    machine: str  # QEMU -machine type
+    cpu: str  # QEMU -cpu model under TCG
+    crashkernel: str
+    cmdline: str = ""  # added to the first kernel's command line
+    crash_cmdline: str = ""  # added to the crash kernel's command line
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel by name. From packages (patterns with {flavour}), or the user's own image."""
+
+    name: str
+    description: str
+    package: str = ""  # regular expression for image package names, {flavour} is replaced
+    headers: str = ""  # the headers package for a given {release}, for building modules
+    image: Path | None = None  # a bzImage of the user's
+    vmlinux: Path | None = None
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """What is done to a guest and what must come of it."""
+
+    name: str
+    description: str
+    trigger: str
+    checks: tuple[str, ...]
+    guests: tuple[str, ...]
+    sabotage: str = ""  # name of a control in kernels/controls, loaded before the trigger
+    expect: Verdict = Verdict.PASS
+    expect_failed: tuple[str, ...] = ()  # with expect = "fail": exactly these checks fail
+
+
+@dataclass(frozen=True)
+class Options:
+    """How runs are done, as opposed to what is run."""
+
+    results: Path = Path("results")
+    jobs: int = 0  # 0: as many as the cores and memory allow
+    accel: str = "auto"  # auto | tcg | kvm
+    keep_memory: bool = False
+    deadline: float = 180.0  # seconds a single phase may take under TCG
+    seed: int | None = None  # of what a sabotage chooses at random; None: choose one and record it
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """One cell of the matrix, resolved: nothing in it is looked up by name any more."""
+
+    scenario: Scenario
+    guest: Guest
+    kernel: Kernel
+    crash_kernel: Kernel
+
+    @property
+    def id(self) -> str:
+        """SCENARIO@GUEST/KERNEL (DESIGN: contract)."""
+        return f"{self.scenario.name}@{self.guest.name}/{self.kernel.name}"
+
+    @property
+    def slug(self) -> str:
+        """The id as a directory name: [A-Za-z0-9._-] only."""
+        return re.sub(r"[^A-Za-z0-9._-]+", "_", self.id)
+
+
+# ---------------------------------------------------------------- what a live run hands on
+
+
+@dataclass(frozen=True)
+class KernelFiles:
+    """A kernel on disk, ready to boot. modules: .ko files for the initramfs, in load order."""
+
+    name: str
+    release: str  # `uname -r`, as the image's own header says
+    arch: Arch
+    bzimage: Path
+    sha256: str
+    modules: tuple[Path, ...] = ()
+    vmlinux: Path | None = None
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A segment register. base and limit in bytes, flags as QEMU prints them (descriptor bits 8..23)."""
+
+    selector: int
+    base: int
+    limit: int
+    flags: int
+
+
+@dataclass(frozen=True)
+class CpuState:
+    """One CPU at one instant. general: lower-case names as in the SDM (rax.., r8.., rip, rflags).
+
+    In 32-bit guests the names are the same 64-bit ones (rax for EAX), zero-extended.
+    """
+
+    cpu: int
+    general: Mapping[str, int]
+    cr0: int
+    cr2: int
+    cr3: int
+    cr4: int
+    efer: int
+    gdt_base: int
+    gdt_limit: int
+    idt_base: int
+    idt_limit: int
+    segments: Mapping[str, Segment]  # cs ss ds es fs gs ldt tr
+
+    @property
+    def paging(self) -> PagingMode | None:
+        """The paging mode that the control registers select, None when CR0.PG=0 (SDM vol. 3, 4.1.1)."""
+        if not self.cr0 & 1 << 31:
+            return None
+        if not self.cr4 & 1 << 5:
+            return PagingMode.TWO_LEVEL
+        if not self.efer & 1 << 10:
+            return PagingMode.PAE
+        return PagingMode.FIVE_LEVEL if self.cr4 & 1 << 12 else PagingMode.FOUR_LEVEL
+
+
+@dataclass(frozen=True)
+class Range:
+    """A named range of physical addresses, as /proc/iomem prints it: `last` is inclusive."""
+
+    start: int
+    last: int
+    name: str
+    depth: int = 0  # nesting in /proc/iomem
+
+    def __contains__(self, address: int) -> bool:
+        return self.start <= address <= self.last
+
+    @property
+    def size(self) -> int:
+        return self.last - self.start + 1
+
+
+@dataclass(frozen=True)
+class Phase:
+    name: str
+    seconds: float
+
+
+# ---------------------------------------------------------------- results
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """What one check says. summary: one line for people. figures: JSON-able, as DESIGN lists them."""
+
+    name: str
+    verdict: Verdict
+    summary: str
+    figures: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class KernelIdentity:
+    name: str
+    release: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a run could not be judged."""
+
+    kind: str  # the error's class name
+    message: str
+    phase: str
+    hint: str = ""
+    console: str = ""
+    cpu_state: str = ""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """result.json (DESIGN: contract, schema 1), and a few more keys that readers may ignore."""
+
+    id: str
+    scenario: str
+    guest: str
+    kernel: KernelIdentity
+    crash_kernel: KernelIdentity
+    expect: Verdict
+    verdict: Verdict
+    checks: tuple[CheckResult, ...]
+    phases: tuple[Phase, ...]
+    environment: Mapping[str, Any]
+    expect_failed: tuple[str, ...] = ()
+    surprise: str = ""  # why this is not what the scenario expects; empty when it is
+    error: Failure | None = None  # set when the run broke off: could not go on, or the guest died of its panic
+    schema: int = 1
+
+    @property
+    def as_expected(self) -> bool:
+        return not self.surprise
