@@ -1,0 +1,184 @@
+"""A serial line of the guest: pexpect over a socket, drained all the time.
+
+A UART that nobody drains blocks the guest (10 ms a character under QEMU), so a thread reads the socket from
+the start to the end of the VM, logs what comes, and feeds a queue from which pexpect reads. The shell on the
+control line is in shell.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import re
+import select
+import socket
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import pexpect
+from pexpect.spawnbase import SpawnBase
+
+from rig.errors import GuestDied, GuestError, GuestHung, MachineError
+from rig.vm.deadline import POLL, Deadline, Watch
+
+_HISTORY = 64 * 1024  # bytes kept for tail()
+_SEND_TIMEOUT = 5.0  # seconds in which the guest must take what is sent to it
+_ESCAPES = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f]")
+
+
+class _Feed(SpawnBase):  # type: ignore[misc]  # pexpect has no types
+    """pexpect's side: reads from the queue that the pump fills, until the deadline of the current wait."""
+
+    def __init__(self, incoming: queue.SimpleQueue[bytes], watch: Watch) -> None:
+        super().__init__(timeout=None, encoding=None)
+        self.delayafterread = None
+        self.deadline = Deadline.after(0, "nothing")
+        self._incoming = incoming
+        self._watch = watch
+
+    def read_nonblocking(self, size: int = 1, timeout: float | None = None) -> bytes:
+        """The next bytes that arrived, however many. size and timeout are pexpect's, and not looked at.
+
+        The timeout is the deadline's. Raises GuestHung, GuestDied, Cancelled, pexpect.EOF.
+        """
+        while True:
+            try:
+                data = self._incoming.get(timeout=min(POLL, self.deadline.left))
+            except queue.Empty:
+                # Only now: what the guest said before it ended must have been looked at.
+                self._watch.check()
+                self.deadline.check(console=self._watch.tail())
+                continue
+            if not data:
+                self._incoming.put(b"")  # so that the next read is at the end, too
+                raise pexpect.EOF("the serial line is closed")
+            return data
+
+
+class Console:
+    """One serial line over a connected socket, which it takes over. close() ends it.
+
+    log: file that gets every byte in the order of arrival. name: ttyS0 or ttyS1, for messages.
+    """
+
+    def __init__(self, sock: socket.socket, log: Path, watch: Watch, name: str) -> None:
+        self.name = name
+        self._sock = sock
+        self._watch = watch
+        self._log = log.open("wb", buffering=0)
+        self._history = b""
+        self._lock = threading.Lock()
+        self._incoming: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self._feed = _Feed(self._incoming, watch)
+        sock.settimeout(_SEND_TIMEOUT)
+        self._pump_thread = threading.Thread(target=self._pump, name=f"pump {name}", daemon=True)
+        self._pump_thread.start()
+
+    def expect(self, wanted: Sequence[str], deadline: Deadline, failures: Sequence[str] = ()) -> re.Match[bytes]:
+        """Wait for one of the `wanted` regular expressions, and return the match.
+
+        Raises GuestError when one of `failures` comes first, GuestHung when the deadline passes, GuestDied
+        when the guest or QEMU ends, Cancelled. What was read up to the match is consumed.
+        """
+        patterns = [re.compile(pattern.encode(), re.M) for pattern in (*wanted, *failures)]
+        index = self._wait(patterns, deadline)
+        match: re.Match[bytes] = self._feed.match
+        if index >= len(wanted):
+            raise GuestError(
+                f"while waiting for {deadline.what}, the guest said: {match[0].decode(errors='replace')}",
+                console=self._watch.tail(),
+            )
+        return match
+
+    def read_until(self, marker: bytes, deadline: Deadline) -> bytes:
+        """What comes before the next `marker`, which is consumed. For long text: it is searched only once.
+
+        Raises GuestHung, GuestDied, Cancelled.
+        """
+        self._wait(marker, deadline)
+        before: bytes = self._feed.before
+        return before
+
+    def send(self, data: bytes) -> None:
+        """Send to the guest. Raises GuestHung when the guest does not read, GuestDied when QEMU is gone."""
+        try:
+            self._sock.sendall(data)
+        except TimeoutError as error:
+            raise GuestHung(f"the guest does not read {self.name}", console=self._watch.tail()) from error
+        except OSError as error:
+            raise self._gone() from error
+
+    def discard(self) -> None:
+        """Forget what has arrived and not been read, so that expect() sees only what comes from now on.
+
+        Meant for a held VM: everything that the guest printed is then in the socket. The log and tail()
+        keep it.
+        """
+        self._take()
+        # A match with everything: clearing pexpect's buffer would not do, it keeps a second one.
+        self._feed.expect_list([re.compile(rb".*", re.S)])
+        with contextlib.suppress(queue.Empty):
+            while self._incoming.get_nowait():
+                pass
+            self._incoming.put(b"")  # the end, which must stay
+
+    def tail(self, lines: int = 20) -> str:
+        """The last lines that arrived, whether or not anybody has read them; control characters removed."""
+        return tail(self._history, lines)
+
+    def close(self) -> None:
+        """Close the socket; returns when all that had arrived is in the log."""
+        try:
+            self._sock.shutdown(socket.SHUT_RD)
+        finally:
+            self._pump_thread.join()
+            self._sock.close()
+            self._log.close()
+
+    def _wait(self, patterns: list[re.Pattern[bytes]] | bytes, deadline: Deadline) -> int:
+        self._feed.deadline = deadline
+        try:
+            if isinstance(patterns, bytes):
+                return int(self._feed.expect_exact(patterns))
+            return int(self._feed.expect_list(patterns))
+        except pexpect.EOF as error:
+            raise self._gone() from error
+
+    def _gone(self) -> GuestDied:
+        """The error for a closed line: QEMU's end, if that is known in a moment, says more."""
+        ending = self._watch.wait_for_end(2.0)
+        message = ending.message if ending else f"QEMU closed {self.name}"
+        return GuestDied(message, console=self._watch.tail())
+
+    def _pump(self) -> None:
+        at_end = False
+        while not at_end:
+            select.select([self._sock], [], [])
+            at_end = self._take()
+
+    def _take(self) -> bool:
+        """Move what the socket holds to the log and the queue, without waiting. Returns whether it ended."""
+        with self._lock:
+            while select.select([self._sock], [], [], 0)[0]:
+                try:
+                    data = self._sock.recv(65536)
+                except ConnectionResetError:  # QEMU was killed with bytes unread
+                    data = b""
+                if not data:
+                    self._incoming.put(data)
+                    return True
+                try:
+                    self._log.write(data)
+                except OSError as error:  # and go on: a line that nobody reads would slow the guest
+                    self._watch.fail(MachineError(f"{self._log.name} can't be written: {error.strerror}"))
+                self._history = (self._history + data)[-_HISTORY:]
+                # last: whoever finds something in it may then ask for the tail, or read the log
+                self._incoming.put(data)
+        return False
+
+
+def tail(data: bytes, lines: int) -> str:
+    """The last non-empty lines of what a serial line printed, control characters removed."""
+    text = _ESCAPES.sub(b"", data).decode(errors="replace")
+    return "\n".join([line.rstrip() for line in text.split("\n") if line.strip()][-lines:])

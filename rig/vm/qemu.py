@@ -1,0 +1,350 @@
+"""The virtual machine: its command line (pure) and its process.
+
+RAM is a memfd that the rig keeps, shared with QEMU: reading the guest's memory is a pread while the VM is
+held, and nothing is left on disk when everybody dies. All connections are socket pairs handed over by
+number, for the same reason.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import re
+import shutil
+import socket
+import subprocess
+import tempfile
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from rig.errors import Cancelled, CouldNotJudge, GuestHung, MachineError, ProtocolError, RigError
+from rig.model import CpuState
+from rig.vm import registers
+from rig.vm.console import Console, tail
+from rig.vm.deadline import Ending, Watch
+from rig.vm.gdbstub import GdbStub
+from rig.vm.qmp import Qmp
+from rig.vm.shell import Shell
+
+QEMU = "qemu-system-x86_64"  # runs the 32-bit guests, too
+MINIMUM_VERSION = (7, 2)
+_INSTALL_HINT = "install QEMU 7.2 or newer (Debian: qemu-system-x86); `rig doctor` shows what else is missing"
+
+# QEMU dies with its parent, however that ends: PDEATHSIG is set by setpriv and survives exec. A parent that
+# ended before that is seen by sh, whose parent is then somebody else. start_new_session keeps Ctrl-C, which
+# is sent to the whole foreground group, from ending QEMU before the rig has looked at it.
+_LAUNCHER = ("setpriv", "--pdeathsig", "KILL", "--", "sh", "-c", 'test "$PPID" = "$0" && exec "$@"')
+
+_MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class MachineSpec:
+    """A machine to start. memory: MiB. accel: tcg or kvm. nic: QEMU device model.
+
+    run_dir: existing directory for console.log, control.log, qmp.jsonl, qemu.log and qemu.stderr.
+    """
+
+    memory: int
+    cpus: int
+    machine: str
+    cpu: str
+    accel: str
+    kernel: Path
+    initrd: Path
+    cmdline: str
+    run_dir: Path
+    nic: str = "rtl8139"
+
+    @property
+    def ram_size(self) -> int:
+        """Bytes."""
+        return self.memory * _MIB
+
+
+@dataclass(frozen=True)
+class Wiring:
+    """File descriptor numbers that QEMU inherits: the RAM's memfd, and one end of a socket pair each."""
+
+    ram: int
+    console: int
+    control: int
+    qmp: int
+    gdb: int
+
+    @property
+    def fds(self) -> tuple[int, ...]:
+        return self.ram, self.console, self.control, self.qmp, self.gdb
+
+
+def argv(spec: MachineSpec, wiring: Wiring) -> list[str]:
+    """The QEMU command line. Pure. Option and value on one line."""
+    ram = f"memory-backend-file,id=ram,size={spec.memory}M,mem-path=/proc/self/fd/{wiring.ram},share=on"
+    options = [
+        ("-nodefaults",),
+        ("-no-user-config",),
+        ("-display", "none"),
+        ("-accel", spec.accel),
+        ("-cpu", spec.cpu if spec.accel == "tcg" else "host"),
+        ("-smp", str(spec.cpus)),
+        ("-m", f"{spec.memory}M"),
+        ("-object", ram),
+        ("-machine", f"{spec.machine},memory-backend=ram"),
+        ("-kernel", str(spec.kernel)),
+        ("-initrd", str(spec.initrd)),
+        ("-append", spec.cmdline),
+        # The legacy text window at 0xb8000 must exist: kernels write to it during the hand-over.
+        ("-device", "VGA"),
+        # ttyS0: the kernel's console. ttyS1: the control channel.
+        ("-chardev", f"socket,id=console,fd={wiring.console}"),
+        ("-serial", "chardev:console"),
+        ("-chardev", f"socket,id=control,fd={wiring.control}"),
+        ("-serial", "chardev:control"),
+        ("-chardev", f"socket,id=qmp,fd={wiring.qmp}"),
+        ("-mon", "chardev=qmp,mode=control"),
+        ("-chardev", f"socket,id=gdb,fd={wiring.gdb}"),
+        ("-gdb", "chardev:gdb"),
+        # Port 0: the system chooses, so there is no race for it. restrict: the guest reaches nothing outside.
+        ("-netdev", "user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:0-:22"),
+        # No boot ROM: nothing boots from the network, and the ROMs are a package of their own.
+        ("-device", f"{spec.nic},netdev=net,romfile="),
+        # A reset or triple fault leaves the machine paused, its CPUs as they were.
+        ("-action", "reboot=shutdown,shutdown=pause"),
+        # The guest's clock stands still while it is held.
+        ("-rtc", "base=utc,clock=vm"),
+        # Says "Triple fault", which QMP calls a reset like any other.
+        ("-D", str(spec.run_dir / "qemu.log")),
+        ("-d", "cpu_reset"),
+    ]
+    return [QEMU, *(word for option in options for word in option)]
+
+
+def ram_ranges(spec: MachineSpec) -> list[tuple[int, int, int]]:
+    """Where the RAM's memfd appears in physical memory: (physical start, size, file offset), in bytes.
+
+    The VGA window 0xa0000-0xbffff hides the RAM behind it and is left out. Above, RAM is split below 4 GiB:
+    on pc at 3 GiB once it reaches 3.5 GiB (pc_init1() in QEMU's hw/i386/pc_piix.c), on q35 at 2 GiB once it
+    reaches 2.75 GiB (pc_q35_init() in hw/i386/pc_q35.c). Raises MachineError for other machine types.
+    """
+    match = re.fullmatch(r"(?:pc-)?(q35|pc|i440fx)(?:-\d+\.\d+)?", spec.machine.split(",")[0])
+    if not match:
+        raise MachineError(f"where RAM lies on the machine type {spec.machine!r} is not known", hint="use pc or q35")
+    limit, split = (0xB0000000, 0x80000000) if match[1] == "q35" else (0xE0000000, 0xC0000000)
+    size = spec.ram_size
+    below = split if size >= limit else size
+    ranges = [(0, 0xA0000, 0), (0xC0000, below - 0xC0000, 0xC0000)]
+    return ranges + ([(1 << 32, size - below, below)] if size > below else [])
+
+
+def parse_forwarded_port(usernet: str) -> int:
+    """The host's port in the monitor's `info usernet`. Raises ProtocolError."""
+    match = re.search(r"TCP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)\s", usernet)
+    if not match:
+        raise ProtocolError("QEMU forwards no port to the guest", sent="info usernet", received=usernet)
+    return int(match[1])
+
+
+def parse_version(text: str) -> tuple[int, ...]:
+    """The version in the output of `qemu-system-x86_64 --version`. Raises MachineError."""
+    match = re.search(r"QEMU emulator version (\d+)\.(\d+)\.(\d+)", text)
+    if not match:
+        raise MachineError(f"{QEMU} --version says {text.strip()!r}", hint=_INSTALL_HINT)
+    return tuple(int(part) for part in match.groups())
+
+
+@functools.cache
+def qemu_version() -> str:
+    """QEMU's version line. Asked once per process. Raises MachineError when QEMU is missing or too old."""
+    for tool, hint in ((QEMU, _INSTALL_HINT), ("setpriv", "install util-linux")):
+        if not shutil.which(tool):
+            raise MachineError(f"{tool} is not installed", hint=hint)
+    done = subprocess.run([QEMU, "--version"], capture_output=True, text=True, timeout=30, check=False)
+    version = parse_version(done.stdout + done.stderr)
+    if version < MINIMUM_VERSION:
+        raise MachineError(f"QEMU {'.'.join(map(str, version))} is too old", hint=_INSTALL_HINT)
+    return done.stdout.splitlines()[0]
+
+
+def launch(command: list[str], fds: tuple[int, ...], stderr: Path) -> subprocess.Popen[bytes]:
+    """Start a QEMU that is killed when the calling *thread* ends (prctl(2), PR_SET_PDEATHSIG)."""
+    with stderr.open("wb") as log:
+        return subprocess.Popen(
+            [*_LAUNCHER, str(os.getpid()), *command],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            pass_fds=fds,
+            start_new_session=True,
+        )
+
+
+class Vm:
+    """A running QEMU, as a context manager: started on entry, gone and reaped on exit, in the same thread.
+
+    The thread must live as long as the VM: see launch(). An error that leaves the block gets the last console
+    lines and the CPU state, if it has none.
+
+    console (ttyS0), shell (control channel), gdb, qmp, watch, ram_fd, ssh_port and argv are there while it
+    runs. ram_fd is the guest's RAM as a file, laid out as ram_ranges() says; it is what the guest sees only
+    while the VM is held.
+    """
+
+    console: Console
+    shell: Shell
+    gdb: GdbStub
+    qmp: Qmp
+    ram_fd: int
+    ssh_port: int
+    argv: list[str]
+
+    def __init__(self, spec: MachineSpec, *, cancel: threading.Event | None = None) -> None:
+        self.spec = spec
+        self.watch = Watch(cancel, self._tail)
+        self._stderr = spec.run_dir / "qemu.stderr"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        with contextlib.ExitStack() as stack:
+            self._start(stack)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if isinstance(error, CouldNotJudge) and not isinstance(error, Cancelled):
+                self._describe(error)
+        finally:
+            self._stack.close()
+
+    @property
+    def ending(self) -> Ending | None:
+        """How the guest ended, None while it lives."""
+        return self.watch.ending
+
+    @property
+    def pid(self) -> int:
+        assert self._process
+        return self._process.pid
+
+    def stop(self) -> None:
+        """Hold the VM: all CPUs stand still. Not needed while the gdbstub holds it."""
+        self.qmp.execute("stop")
+
+    def cont(self) -> None:
+        """Let the VM run on after stop()."""
+        self.qmp.execute("cont")
+
+    def registers_text(self, timeout: float = 30.0) -> str:
+        """QEMU's own print of every CPU's registers."""
+        return self.qmp.monitor("info registers -a", timeout)
+
+    def info_registers(self) -> tuple[CpuState, ...]:
+        """Every CPU's state. Consistent only while the VM is held."""
+        return registers.parse(self.registers_text())
+
+    def pmemsave(self, address: int, size: int) -> bytes:
+        """Physical memory as a CPU sees it, devices' windows included. For small areas: it takes a file."""
+        with tempfile.TemporaryDirectory(prefix="rig-") as folder:
+            path = Path(folder, "memory")
+            self.qmp.execute("pmemsave", {"val": address, "size": size, "filename": str(path)})
+            return path.read_bytes()
+
+    def _start(self, stack: contextlib.ExitStack) -> None:
+        qemu_version()
+        self.ram_fd = os.memfd_create("rig-ram")
+        stack.callback(os.close, self.ram_fd)
+        os.ftruncate(self.ram_fd, self.spec.ram_size)
+        # Not entered as a context before QEMU's ends are closed: a serial line is at its end when QEMU's is.
+        ours, theirs = zip(*(socket.socketpair() for _ in range(4)), strict=True)
+        for sock in (*ours, *theirs):
+            stack.callback(sock.close)
+        console, control, qmp, gdb = ours
+        wiring = Wiring(self.ram_fd, *(sock.fileno() for sock in theirs))
+        self.argv = argv(self.spec, wiring)
+        log = self.spec.run_dir
+        self.console = Console(console, log / "console.log", self.watch, "ttyS0")
+        stack.callback(self.console.close)
+        control_line = Console(control, log / "control.log", self.watch, "ttyS1")
+        stack.callback(control_line.close)
+        self.shell = Shell(self.console, control_line)
+        self.gdb = GdbStub(gdb, self.watch)
+        self._process = launch(self.argv, wiring.fds, self._stderr)
+        stack.callback(self._reap, self._process)
+        for sock in theirs:
+            sock.close()
+        try:
+            self.qmp = stack.enter_context(
+                Qmp(qmp, log / "qmp.jsonl", self.watch, on_event=self._on_event, on_lost=self._on_lost)
+            )
+            self.ssh_port = parse_forwarded_port(self.qmp.monitor("info usernet"))
+        except (ProtocolError, GuestHung) as error:
+            raise self._start_error(error) from error
+
+    def _start_error(self, error: RigError) -> MachineError:
+        assert self._process
+        try:
+            status = f"exited with {self._process.wait(2.0)}"
+        except subprocess.TimeoutExpired:
+            status = f"does not answer: {error.message}"
+        return MachineError(
+            f"QEMU {status} at start: {self._words()}",
+            hint=f"its command line was: {' '.join(self.argv)}",
+        )
+
+    def _reap(self, process: subprocess.Popen[bytes]) -> None:
+        """SIGKILL loses nothing: RAM is a memfd, there are no disks, and qemu.log is flushed line by line."""
+        process.kill()
+        process.wait()
+
+    def _on_event(self, event: str, data: Mapping[str, Any]) -> None:
+        if event == "SHUTDOWN":
+            self.watch.end(describe_shutdown(str(data.get("reason")), self._qemu_log()))
+
+    def _on_lost(self) -> None:
+        assert self._process
+        try:
+            how = f"QEMU ended with status {self._process.wait(2.0)}"
+        except subprocess.TimeoutExpired:
+            how = "QEMU closed its QMP connection"
+        self.watch.end(Ending("qemu-gone", f"{how}: {self._words()}"))
+
+    def _qemu_log(self) -> str:
+        try:
+            return (self.spec.run_dir / "qemu.log").read_text(errors="replace")
+        except FileNotFoundError:
+            return ""
+
+    def _words(self) -> str:
+        """What QEMU itself said, last lines first of all."""
+        return tail(self._stderr.read_bytes(), 5) or "it said nothing"
+
+    def _tail(self) -> str:
+        return self.console.tail()
+
+    def _describe(self, error: CouldNotJudge) -> None:
+        """Give an error the console and the CPU state of the moment it leaves the VM's block."""
+        error.console = error.console or self.console.tail()
+        if error.cpu_state or (self.ending and self.ending.reason == "qemu-gone"):
+            return
+        # The first error is the one to report, so a second one, from asking a broken QEMU, is not.
+        with contextlib.suppress(CouldNotJudge):
+            error.cpu_state = self.registers_text(timeout=3.0)
+
+
+def describe_shutdown(reason: str, qemu_log: str) -> Ending:
+    """What a SHUTDOWN event means. A triple fault is a reset to QMP; only QEMU's log tells it apart."""
+    if reason == "guest-reset" and "Triple fault" in qemu_log:
+        return Ending("triple-fault", "a CPU of the guest took a triple fault")
+    meanings = {
+        "guest-reset": "the guest reset the machine (a reboot, or a triple fault under KVM)",
+        "guest-shutdown": "the guest powered the machine off",
+        "guest-panic": "the guest reported a panic",
+    }
+    return Ending(reason, meanings.get(reason, f"QEMU shut down: {reason}"))

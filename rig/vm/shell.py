@@ -1,0 +1,141 @@
+"""The control channel: the shell that the guest's init (guests/init/init) leaves on a serial line.
+
+Normally ttyS1, so that kernel messages do not mix in; ttyS0 when the guest's kernel has no second UART. The
+guest's hello says which.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import itertools
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rig.errors import GuestCommandFailed, GuestError, GuestHung, ProtocolError
+from rig.model import PAGE_SIZE
+from rig.vm.console import Console
+from rig.vm.deadline import POLL, Deadline
+
+_HELLO = r"@rig hello ([^\r\n]*)\r?\n"
+_HELLO_KEYS = ("role", "release", "channel", "uptime", "net", "vmcore")
+
+
+@dataclass(frozen=True)
+class Hello:
+    """What init says when it has brought the guest up.
+
+    role: "first" or "crash". release: uname -r. channel: ttyS0 or ttyS1. uptime: seconds. net: "yes" when
+    the SSH server was started, else why not. vmcore: whether /proc/vmcore is there and not empty.
+    """
+
+    role: str
+    release: str
+    channel: str
+    uptime: float
+    net: str
+    vmcore: bool
+
+
+def parse_hello(line: str) -> Hello:
+    """Read the part of a hello line after "@rig hello". Raises ProtocolError."""
+    fields = dict(word.split("=", 1) for word in line.split() if "=" in word)
+    missing = [key for key in _HELLO_KEYS if key not in fields]
+    if missing:
+        raise ProtocolError(f"the guest's hello lacks {', '.join(missing)}", received=line)
+    try:
+        uptime = float(fields["uptime"])
+    except ValueError as error:
+        raise ProtocolError("the uptime in the guest's hello is not a number", received=line) from error
+    return Hello(
+        role=fields["role"],
+        release=fields["release"],
+        channel=fields["channel"],
+        uptime=uptime,
+        net=fields["net"],
+        vmcore=fields["vmcore"] == "yes",
+    )
+
+
+class Shell:
+    """Runs commands in the guest over a serial line. For one thread at a time."""
+
+    def __init__(self, kernel: Console, control: Console) -> None:
+        self._kernel = kernel
+        self._control = control
+        self._line = control
+        self._numbers = itertools.count(1)
+
+    def wait_hello(self, role: str, deadline: Deadline, failures: Sequence[str] = ()) -> Hello:
+        """Wait for the guest's user space. The line on which its hello arrives is the one used from then on.
+
+        Not the one that it names: a kernel limited to one UART was seen to call the second port ttyS0.
+
+        failures: regular expressions looked for on the kernel's console meanwhile. Raises GuestError when
+        one is found, or when a guest in another role comes up; GuestHung, GuestDied, Cancelled,
+        ProtocolError.
+        """
+        self._line, text = self._wait_either(deadline, failures)
+        hello = parse_hello(text)
+        if hello.role != role:
+            raise GuestError(
+                f"the guest came up in the role of the {hello.role} kernel, not of the {role} kernel",
+                console=self._kernel.tail(),
+            )
+        return hello
+
+    def _wait_either(self, deadline: Deadline, failures: Sequence[str]) -> tuple[Console, str]:
+        """The hello, and the serial line that it came from. Looks at both in turn, POLL seconds each."""
+        for line in itertools.cycle((self._control, self._kernel)):
+            turn = Deadline.after(POLL, deadline.what)
+            try:
+                match = line.expect([_HELLO], turn, failures if line is self._kernel else ())
+            except GuestHung:
+                deadline.check(console=self._kernel.tail())
+            else:
+                return line, match[1].decode(errors="replace")
+        raise AssertionError("unreachable: cycle() does not end")
+
+    def run(self, command: str, deadline: Deadline) -> str:
+        """Run a command (any shell text, also several lines) in a subshell without stdin; return its output.
+
+        The output is stdout and stderr together, exactly as written, decoded as UTF-8. Raises
+        GuestCommandFailed when the exit status is not 0, GuestHung, GuestDied, Cancelled, ProtocolError.
+        """
+        number = next(self._numbers)
+        # The quotes inside '@r''ig' keep the markers from matching should the line ever echo the command.
+        self._line.send(
+            f"printf '\\n@r''ig begin {number}\\n'; (eval {shlex.quote(command)}) </dev/null 2>&1; "
+            f"printf '\\n@r''ig end {number} %d\\n' $?\n".encode()
+        )
+        self._line.read_until(b"\n@rig begin %d\n" % number, deadline)
+        output = self._line.read_until(b"\n@rig end %d " % number, deadline).decode(errors="replace")
+        status = int(self._line.expect([r"(\d+)\n"], deadline)[1])
+        if status:
+            raise GuestCommandFailed(command, status, output)
+        return output
+
+    def send(self, command: str) -> None:
+        """Start a command and don't wait: for what doesn't come back, such as the trigger."""
+        self._line.send(command.encode() + b"\n")
+
+    def read_file(self, path: str, offset: int, size: int, deadline: Deadline) -> bytes:
+        """Bytes of a file in the guest, binary-safe; fewer than `size` when the file ends before.
+
+        Seeks instead of reading from the start. Slow (every byte passes an emulated UART): for small
+        things, and for when there is no network. Raises as run() does.
+        """
+        skip, cut = divmod(offset, PAGE_SIZE)
+        count = -(-(cut + size) // PAGE_SIZE)
+        # Not as a pipeline's first command: its failure would go unnoticed.
+        text = self.run(
+            f"set -e; dd if={shlex.quote(path)} of=/tmp/rig-part bs={PAGE_SIZE} skip={skip} count={count} "
+            "iflag=fullblock 2>/tmp/rig-error || { cat /tmp/rig-error; exit 1; }; "
+            "base64 /tmp/rig-part; rm -f /tmp/rig-part /tmp/rig-error",
+            deadline,
+        )
+        try:
+            return base64.b64decode("".join(text.split()), validate=True)[cut : cut + size]
+        except binascii.Error as error:
+            raise ProtocolError(f"{path} arrived garbled over {self._line.name}", received=text[:200]) from error

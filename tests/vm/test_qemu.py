@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rig.errors import MachineError, ProtocolError
+from rig.vm.qemu import (
+    QEMU,
+    MachineSpec,
+    Wiring,
+    argv,
+    describe_shutdown,
+    parse_forwarded_port,
+    parse_version,
+    qemu_version,
+    ram_ranges,
+)
+
+SPEC = MachineSpec(
+    memory=512,
+    cpus=2,
+    machine="pc",
+    cpu="qemu64,+rdrand",
+    accel="tcg",
+    kernel=Path("/k"),
+    initrd=Path("/i"),
+    cmdline="console=ttyS0 quiet",
+    run_dir=Path("/run dir"),
+)
+WIRING = Wiring(ram=10, console=11, control=12, qmp=13, gdb=14)
+MIB, GIB = 1 << 20, 1 << 30
+
+
+def value(option: str, spec: MachineSpec = SPEC) -> str:
+    """The word after the only occurrence of an option."""
+    words = argv(spec, WIRING)
+    assert words.count(option) == 1
+    return words[words.index(option) + 1]
+
+
+def test_ram_is_the_inherited_file() -> None:
+    assert value("-object") == "memory-backend-file,id=ram,size=512M,mem-path=/proc/self/fd/10,share=on"
+    assert value("-machine") == "pc,memory-backend=ram"
+    assert value("-m") == "512M"
+
+
+def test_serial_lines_come_in_order() -> None:
+    words = argv(SPEC, WIRING)
+    serial = [words[i + 1] for i, word in enumerate(words) if word == "-serial"]
+    assert serial == ["chardev:console", "chardev:control"]
+    assert "socket,id=console,fd=11" in words
+    assert "socket,id=control,fd=12" in words
+
+
+def test_command_line_with_spaces_is_one_word() -> None:
+    assert value("-append") == "console=ttyS0 quiet"
+    assert value("-D") == "/run dir/qemu.log"
+
+
+def test_cpu_model_depends_on_the_accelerator() -> None:
+    assert value("-cpu") == "qemu64,+rdrand"
+    assert value("-cpu", dataclasses.replace(SPEC, accel="kvm")) == "host"
+
+
+def test_guest_is_reachable_from_loopback_only() -> None:
+    assert value("-netdev") == "user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:0-:22"
+
+
+# As QEMU 7.2's `info mtree -f` shows them.
+@pytest.mark.parametrize(
+    ("machine", "memory", "expected"),
+    [
+        ("pc", 512, [(0, 0xA0000, 0), (0xC0000, 512 * MIB - 0xC0000, 0xC0000)]),
+        ("pc", 3583, [(0, 0xA0000, 0), (0xC0000, 3583 * MIB - 0xC0000, 0xC0000)]),
+        ("pc", 4096, [(0, 0xA0000, 0), (0xC0000, 3 * GIB - 0xC0000, 0xC0000), (4 * GIB, GIB, 3 * GIB)]),
+        (
+            "pc-q35-7.2",
+            4096,
+            [(0, 0xA0000, 0), (0xC0000, 2 * GIB - 0xC0000, 0xC0000), (4 * GIB, 2 * GIB, 2 * GIB)],
+        ),
+        ("q35,smm=off", 2815, [(0, 0xA0000, 0), (0xC0000, 2815 * MIB - 0xC0000, 0xC0000)]),
+        ("pc-i440fx-7.2", 64, [(0, 0xA0000, 0), (0xC0000, 64 * MIB - 0xC0000, 0xC0000)]),
+    ],
+)
+def test_ram_ranges(machine: str, memory: int, expected: list[tuple[int, int, int]]) -> None:
+    assert ram_ranges(dataclasses.replace(SPEC, machine=machine, memory=memory)) == expected
+
+
+@pytest.mark.parametrize(("machine", "memory"), [("pc", 3584), ("q35", 2816)])
+def test_ram_ranges_cover_the_file_but_for_the_vga_window(machine: str, memory: int) -> None:
+    ranges = ram_ranges(dataclasses.replace(SPEC, machine=machine, memory=memory))
+    assert len(ranges) == 3
+    assert sum(size for _, size, _ in ranges) == memory * MIB - 0x20000
+
+
+def test_ram_ranges_of_an_unknown_machine() -> None:
+    with pytest.raises(MachineError, match="microvm"):
+        ram_ranges(dataclasses.replace(SPEC, machine="microvm"))
+
+
+def test_forwarded_port() -> None:
+    # QEMU 7.2's `info usernet`
+    text = """Hub -1 (net):
+  Protocol[State]    FD  Source Address  Port   Dest. Address  Port RecvQ SendQ
+  TCP[HOST_FORWARD]  12       127.0.0.1 44901       10.0.2.15    22     0     0
+"""
+    assert parse_forwarded_port(text) == 44901
+    with pytest.raises(ProtocolError, match="forwards no port"):
+        parse_forwarded_port(text.replace("HOST_FORWARD", "ESTABLISHED"))
+
+
+def test_version() -> None:
+    assert parse_version("QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7)\nCopyright") == (7, 2, 22)
+    assert parse_version("QEMU emulator version 10.0.0") > (7, 2)
+    with pytest.raises(MachineError, match="says 'nonsense'"):
+        parse_version("nonsense\n")
+
+
+@pytest.mark.parametrize(
+    ("reason", "log", "expected"),
+    [
+        ("guest-reset", "CPU Reset (CPU 0)\nTriple fault\n", "triple-fault"),
+        ("guest-reset", "CPU Reset (CPU 0)\n", "guest-reset"),
+        ("guest-shutdown", "Triple fault\n", "guest-shutdown"),
+        ("host-signal", "", "host-signal"),
+    ],
+)
+def test_meaning_of_a_shutdown(reason: str, log: str, expected: str) -> None:
+    assert describe_shutdown(reason, log).reason == expected
+
+
+@pytest.fixture
+def path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """The only directory in PATH; qemu_version() asks anew."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    qemu_version.cache_clear()
+    yield tmp_path
+    qemu_version.cache_clear()
+
+
+def install(path: Path, name: str, output: str = "") -> None:
+    """A program that prints a line."""
+    program = path / name
+    program.write_text(f"#!/bin/sh\necho '{output}'\n")
+    program.chmod(0o755)
+
+
+def test_missing_qemu_is_told_with_a_remedy(path: Path) -> None:
+    install(path, "setpriv")
+    with pytest.raises(MachineError, match="qemu-system-x86_64 is not installed") as caught:
+        qemu_version()
+    assert "qemu-system-x86" in caught.value.hint
+
+
+def test_missing_setpriv_is_told(path: Path) -> None:
+    install(path, QEMU, "QEMU emulator version 8.2.0")
+    with pytest.raises(MachineError, match="setpriv is not installed"):
+        qemu_version()
+
+
+def test_old_qemu_is_refused(path: Path) -> None:
+    install(path, "setpriv")
+    install(path, QEMU, "QEMU emulator version 5.2.0 (Debian 1:5.2)")
+    with pytest.raises(MachineError, match=r"QEMU 5\.2\.0 is too old"):
+        qemu_version()
+    install(path, QEMU, "QEMU emulator version 7.2.0")
+    assert qemu_version() == "QEMU emulator version 7.2.0"
