@@ -1,0 +1,52 @@
+"""The checks: pure functions Evidence -> CheckResult. No VM, no clock, no network.
+
+To add one: write a decorated function in the file of its family (or a new file, named in _FAMILIES), and name it in a
+scenario. Raise EvidenceError (or let the evidence raise it) for what can't be judged: that becomes `error`, never
+`pass` and never `fail`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from rig.errors import EvidenceError
+from rig.evidence import Evidence
+from rig.model import CheckResult, Verdict
+
+_FAMILIES = ("pgd", "ledger", "crash", "vmcore")
+
+
+@dataclass(frozen=True)
+class Check:
+    name: str
+    description: str  # what a pass says, one line
+    judge: Callable[[Evidence], CheckResult]
+
+
+_found: dict[str, Check] = {}
+
+
+def check(name: str, description: str) -> Callable[[Callable[[Evidence], CheckResult]], Callable[..., CheckResult]]:
+    """Enter a function into the registry under its contract name."""
+
+    def enter(judge: Callable[[Evidence], CheckResult]) -> Callable[..., CheckResult]:
+        _found[name] = Check(name, description, judge)
+        return judge
+
+    return enter
+
+
+def run_check(name: str, evidence: Evidence) -> CheckResult:
+    """One check's result; `error` with the reason when the evidence does not allow a verdict."""
+    try:
+        return REGISTRY[name].judge(evidence)
+    except EvidenceError as problem:
+        return CheckResult(name, Verdict.ERROR, f"could not judge: {problem.message}")
+
+
+for _family in _FAMILIES:
+    importlib.import_module(f"rig.checks.{_family}")
+
+REGISTRY: Mapping[str, Check] = dict(_found)

@@ -1,0 +1,186 @@
+"""Every byte that changed outside the crash region, and who owns it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from itertools import pairwise
+from typing import Any
+
+from rig.checks import check
+from rig.errors import EvidenceError
+from rig.evidence import Evidence
+from rig.memory import paging
+from rig.memory.diff import changed_ranges
+from rig.memory.ledger import UNACCOUNTED, Change, Claim, account
+from rig.memory.paging import NotMapped
+from rig.memory.physical import VGA_TEXT, OutsideMemory
+from rig.model import PAGE_SIZE, Arch, Checkpoint, CheckResult, CpuState, Verdict
+
+ORDER = (Checkpoint.PANIC, Checkpoint.MACHINE_KEXEC, Checkpoint.HANDOVER, Checkpoint.CRASH_KERNEL)
+# The crash kernel is given the first 640 KiB, and keeps its real-mode trampoline there; purgatory saves what was in
+# them to the crash region first (kexec-tools, "backup region"), which is where /proc/vmcore reads them from.
+LOW_MEMORY = (0, 0xA0000)
+THREAD_SIZE = {Arch.AMD64: 16384, Arch.I386: 8192}  # arch/x86/include/asm/page_{64,32}_types.h, without KASAN
+IMAGE = {"Kernel code": ".text", "Kernel rodata": ".rodata", "Kernel data": ".data", "Kernel bss": ".bss"}
+
+
+@check("memory-accounted", "every byte that changed outside the crash region has an owner")
+def memory_accounted(evidence: Evidence) -> CheckResult:
+    """Changes between consecutive checkpoints, each byte with the owner that the guest's own words give it."""
+    facts = evidence.facts
+    seen = [c for c in ORDER if c in facts.captured]
+    if len(seen) < 2:
+        raise EvidenceError("memory was captured at fewer than two checkpoints: nothing to compare")
+    common = _claims(evidence)
+    image = _symbol_claims(evidence) + _image_claims(evidence)
+    intervals: list[dict[str, Any]] = []
+    ledger: list[dict[str, Any]] = []
+    for a, b in pairwise(seen):
+        changes = list(_changes(evidence, a, b))
+        pages = {c.address // PAGE_SIZE for c in changes}
+        intervals.append({"from": str(a), "to": str(b), "bytes": sum(c.length for c in changes), "pages": len(pages)})
+        claims = common + image
+        if b is Checkpoint.CRASH_KERNEL:
+            claims.append(Claim(*LOW_MEMORY, "first 640 KiB, given to the crash kernel (saved by purgatory)"))
+        if a is Checkpoint.PANIC:
+            # the other CPUs run until machine_crash_shutdown() stops them; later nobody may touch an object
+            claims += [Claim(p, p + PAGE_SIZE, "slab object") for p in facts.slab_pages]
+        ledger += [asdict(entry) for entry in account(changes, claims)]
+    total = sum(i["bytes"] for i in intervals)
+    unaccounted = sum(e["bytes"] for e in ledger if e["owner"] == UNACCOUNTED)
+    figures = {"bytes_changed": total, "owners": ledger, "unaccounted": unaccounted, "intervals": intervals}
+    if unaccounted:
+        where = ", ".join(a for e in ledger if e["owner"] == UNACCOUNTED for a in e["addresses"])
+        summary = f"{unaccounted} of {total} changed bytes have no owner: at {where}"
+        return CheckResult("memory-accounted", Verdict.FAIL, summary, figures)
+    if Checkpoint.CRASH_KERNEL not in seen:
+        summary = f"{total} bytes changed, all with an owner, but memory was last seen at {seen[-1]}"
+        return CheckResult("memory-accounted", Verdict.ERROR, summary, figures)
+    owners = len({e["owner"] for e in ledger})
+    summary = f"{total} bytes changed outside the crash region, all of them with an owner ({owners} owners)"
+    return CheckResult("memory-accounted", Verdict.PASS, summary, figures)
+
+
+def _changes(evidence: Evidence, a: Checkpoint, b: Checkpoint) -> Iterator[Change]:
+    region = evidence.facts.crash_region
+    pfns: set[int] = set()
+    for checkpoint in (a, b):
+        if checkpoint is not Checkpoint.PANIC:
+            pfns |= set(evidence.pages(checkpoint))
+    for pfn in sorted(pfns):
+        address = pfn * PAGE_SIZE
+        if region is not None and address in region:
+            continue
+        before, after = (evidence.memory(c).read(address, PAGE_SIZE) for c in (a, b))
+        for offset, length in changed_ranges(before, after):
+            yield Change(f"{a} -> {b}", address + offset, length)
+
+
+def _claims(evidence: Evidence) -> list[Claim]:
+    """Who owns what, the most particular first."""
+    facts = evidence.facts
+    claims = [Claim(*VGA_TEXT, "VGA text")]
+    claims += [Claim(a, a + n, f"crash notes of CPU {cpu}") for cpu, (a, n) in enumerate(facts.crash_notes)]
+    if facts.vmcoreinfo:
+        address, size = facts.vmcoreinfo
+        claims.append(Claim(address, address + size, "vmcoreinfo"))
+    if facts.control_memory:
+        address, size = facts.control_memory
+        claims.append(Claim(address, address + size, "the sabotage's own memory"))
+    for checkpoint in (c for c in ORDER if c in facts.captured and c is not Checkpoint.CRASH_KERNEL):
+        for cpu in evidence.cpus(checkpoint):
+            claims += _stack(evidence, cpu)
+    claims += _per_cpu(evidence)
+    claims += [
+        Claim(t, t + PAGE_SIZE, "pgd of the crashed task" if i == 0 else "page tables of the crashed task")
+        for i, t in enumerate(facts.tables)
+    ]
+    claims += [Claim(t, t + PAGE_SIZE, "page tables in use on another CPU") for t in facts.other_tables]
+    if facts.kimage is not None:
+        claims += [Claim(p, p + PAGE_SIZE, "page of struct kimage (its own page tables)") for p in facts.kimage.pages]
+    return claims
+
+
+def _image_claims(evidence: Evidence) -> list[Claim]:
+    """The sections of the kernel image, as /proc/iomem names them."""
+    sections = {r.name: r for r in evidence.facts.iomem if r.name in IMAGE}
+    claims = [Claim(r.start, r.last + 1, f"kernel {IMAGE[name]}") for name, r in sections.items()]
+    if "Kernel data" in sections and "Kernel bss" in sections:
+        # arch/x86/kernel/vmlinux.lds.S: .vvar follows .data; /proc/iomem doesn't name it
+        gap = (sections["Kernel data"].last + 1, sections["Kernel bss"].start)
+        claims.append(Claim(*gap, "kernel image between .data and .bss (vvar, init)"))
+    return claims
+
+
+def _symbol_claims(evidence: Evidence) -> list[Claim]:
+    """With a vmlinux at hand: the symbols of the kernel's .data and .bss on pages that changed, up to the next one."""
+    facts = evidence.facts
+    text = facts.symbols.get("_text") or evidence.symbols.get("_text")
+    code = next((r for r in facts.iomem if r.name == "Kernel code"), None)
+    if not evidence.symbols or text is None or code is None:
+        return []
+    claims = []
+    placed = sorted((address - text + code.start, name) for name, address in evidence.symbols.items())
+    changed = {pfn for c in facts.captured if c is not Checkpoint.PANIC for pfn in evidence.pages(c)}
+    writable = [r for r in facts.iomem if r.name in ("Kernel data", "Kernel bss")]
+    for (start, name), (end, _) in pairwise(placed):
+        pages = range(start // PAGE_SIZE, (end - 1) // PAGE_SIZE + 1)
+        if not changed.isdisjoint(pages) and any(start in section for section in writable):
+            claims.append(Claim(start, end, f"kernel {name}"))
+    return claims
+
+
+def _physical(evidence: Evidence, virtual: int) -> int | None:
+    """Where the crashed task's tables, as they were at `panic`, put a virtual address. None: nowhere."""
+    facts = evidence.facts
+    if facts.mode is None or facts.cr3 is None:
+        raise EvidenceError("`panic` was never reached: no page tables")
+    try:
+        memory = evidence.memory(Checkpoint.PANIC)
+        return paging.translate(memory, facts.mode, facts.cr3, virtual).physical
+    except (NotMapped, OutsideMemory):
+        return None
+
+
+def _stack(evidence: Evidence, cpu: CpuState) -> Iterator[Claim]:
+    """The stack that RSP points into: of a task when it lies in an aligned, mapped THREAD_SIZE, else one page of it."""
+    if cpu.cr0 & 1 << 31 == 0 or cpu.segments["cs"].selector & 3:
+        return  # paging off, or in user mode: RSP is no kernel stack
+    size = THREAD_SIZE[evidence.facts.plan.guest.arch]
+    rsp = cpu.general["rsp"]
+    bottom = rsp & ~(size - 1)
+    for virtual in range(bottom, bottom + size, PAGE_SIZE):
+        if (physical := _physical(evidence, virtual)) is not None:
+            yield Claim(physical, physical + PAGE_SIZE, f"kernel stack in use on CPU {cpu.cpu}")
+
+
+def _per_cpu(evidence: Evidence) -> Iterator[Claim]:
+    """The per-CPU areas, as far as they are certain.
+
+    Each CPU's unit holds its crash notes, behind the static part. On x86_64 it begins where GS points in the kernel. On
+    i386, where FS is relative to a symbol that kallsyms doesn't show, it reaches at least from the first known thing in
+    it (the GDT and the TSS are per-CPU variables, and crash notes lie behind the static part) to where it must still
+    reach if the notes were its very last bytes.
+    """
+    facts = evidence.facts
+    chunk = facts.per_cpu
+    if chunk is None:
+        return
+    panicked = evidence.crashing_cpu(Checkpoint.PANIC)
+    for cpu in evidence.cpus(Checkpoint.PANIC):
+        if cpu.cpu >= len(facts.crash_notes):
+            continue
+        notes, size = facts.crash_notes[cpu.cpu]
+        owner = f"per-CPU area of CPU {cpu.cpu}"
+        if facts.plan.guest.arch is Arch.AMD64:
+            # GS of a CPU in user mode is the user's: go by the panicking CPU's, which is in the kernel
+            base = _physical(evidence, panicked.segments["gs"].base)
+            if base is not None:
+                start = base + (cpu.cpu - panicked.cpu) * chunk.unit
+                yield Claim(start, start + chunk.used, owner)
+            continue
+        known = [_physical(evidence, v) for v in (cpu.gdt_base, cpu.segments["tr"].base)]
+        inside = [k for k in known if k is not None and 0 <= notes - k < chunk.used]
+        low = min([*inside, notes - chunk.static]) & ~(PAGE_SIZE - 1)
+        yield Claim(low, max(notes + size, notes - chunk.used + chunk.unit), owner)

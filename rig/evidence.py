@@ -1,0 +1,383 @@
+"""The seam between a live run and its judgement: the only code that writes or reads an evidence directory.
+
+    symbols.json.zst            all of the kernel's symbols, when the user gave a vmlinux
+    run.json                    Facts: what was run, and what the guest said about itself
+    result.json, report.html    the verdict, and the same for people
+    console.log control.log     the guest's two serial lines, as they came
+    qmp.jsonl                   what the rig and QEMU said to each other
+    qemu.log qemu.stderr        what QEMU said by itself
+    registers/CHECKPOINT.json   every CPU's registers at that checkpoint
+    memory/panic.hashes.zst     xxh3_64 of every page of RAM at `panic`, 8 bytes each, little-endian, in file order
+    memory/CHECKPOINT.pages.zst the pages that count, see `_pack`: at `panic` every page that changes later, is
+                                part of the crashed task's page tables or holds its pattern; at later checkpoints
+                                every page that differs from `panic` (in `crash-kernel`: outside the crash region)
+    memory/CHECKPOINT.ram.zst   all of RAM, only with --keep-memory
+    vmcore/headers.bin          the front of /proc/vmcore: ELF header, program headers, notes
+    vmcore/pgd.bin              the page that CR3 pointed to, as the dump shows it
+
+A directory is written under a temporary name and renamed when complete: what bears a run's name is whole.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import struct
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import xxhash
+import zstandard
+
+from rig.errors import EvidenceError, RequestError
+from rig.memory.image import PagesMemory
+from rig.memory.vmcore import VmcoreHeaders, parse_headers
+from rig.model import (
+    PAGE_SIZE,
+    Checkpoint,
+    CpuState,
+    Failure,
+    KernelIdentity,
+    PagingMode,
+    Phase,
+    Range,
+    RunPlan,
+    RunResult,
+)
+
+T = TypeVar("T")
+
+REGISTERS = "registers"
+MEMORY = "memory"
+SYMBOLS = "symbols.json.zst"
+MAGIC = b"RIGPAGES"
+
+
+@dataclass(frozen=True)
+class Kimage:
+    """What the rig reads from `struct kimage` (include/linux/kexec.h), and by which layout."""
+
+    address: int  # virtual
+    start: int  # entry point of the new image
+    layout: str
+    pages: tuple[int, ...] = ()  # physical: pages that the struct points to, its page tables among them
+
+
+@dataclass(frozen=True)
+class PerCpu:
+    """The first chunk of the per-CPU allocator, by the kernel's own words. Bytes.
+
+    static: of one CPU, at the start of its unit. used: static, reserved and dynamic part. unit: from CPU to CPU.
+    """
+
+    static: int
+    used: int
+    unit: int
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """The known bytes in the crashing task's own memory, as found through its page tables at `panic`."""
+
+    token: str  # ASCII, repeated
+    virtual: int
+    physical: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class DumpInfo:
+    """How the headers and the pgd page of /proc/vmcore were fetched. via: "ssh" or "console"."""
+
+    via: str
+    physical: int  # of vmcore/pgd.bin
+    note: str = ""  # why not over SSH
+
+
+@dataclass(frozen=True)
+class PageTableDamage:
+    """An entry that a sabotage says it changed. before, after: raw entry values."""
+
+    index: int
+    before: int
+    after: int
+
+
+UNKNOWN = KernelIdentity(name="", release="", sha256="")  # until the artefacts are there
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What was run and what was learned on the way. Everything a check needs besides memory and registers."""
+
+    rig: str
+    plan: RunPlan
+    kernel: KernelIdentity = UNKNOWN
+    crash_kernel: KernelIdentity = UNKNOWN
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    ram: tuple[tuple[int, int, int], ...] = ()  # (physical start, size, offset in the RAM file)
+    iomem: tuple[Range, ...] = ()  # /proc/iomem when armed
+    crash_region: Range | None = None  # what crashkernel= reserved
+    symbols: Mapping[str, int] = field(default_factory=dict)
+    crash_notes: tuple[tuple[int, int], ...] = ()  # per CPU: physical address, size
+    vmcoreinfo: tuple[int, int] | None = None  # physical address, size
+    per_cpu: PerCpu | None = None
+    crash_cmdline: str = ""
+    crashing_cpu: int | None = None
+    panic_symbol: str = ""  # where `panic` was taken: __crash_kexec
+    mode: PagingMode | None = None
+    cr3: int | None = None
+    kimage: Kimage | None = None
+    tables: tuple[int, ...] = ()  # physical addresses of the crashed task's page-table pages, the root's first
+    other_tables: tuple[int, ...] = ()  # of what the other CPUs had in CR3 at `panic`
+    slab_pages: tuple[int, ...] = ()  # physical: pages of slab objects among those that changed up to `machine-kexec`
+    pattern: Pattern | None = None
+    crash_release: str = ""  # `uname -r` in the crash kernel, by its own word
+    crash_seconds: float | None = None  # hand-over to its user space, seconds of wall time
+    vmcore_present: bool | None = None
+    dump: DumpInfo | None = None
+    damage: tuple[PageTableDamage, ...] = ()  # what the sabotage says it did
+    control_memory: tuple[int, int] | None = None  # the control module's own: physical address, size
+    captured: tuple[Checkpoint, ...] = ()  # where memory was
+    phases: tuple[Phase, ...] = ()
+    broke_off: Failure | None = None
+    died: bool = False  # broke off because the panicking guest reset, triple-faulted or powered off
+
+
+# ---------------------------------------------------------------- JSON
+
+
+def _encode_hook(value: object) -> object:
+    if isinstance(value, Path):
+        return str(value)
+    raise NotImplementedError(f"no JSON for {type(value)}")
+
+
+def _decode_hook(kind: type, value: object) -> object:
+    if kind is Path:
+        return Path(str(value))
+    raise NotImplementedError(f"no {kind} from JSON")
+
+
+def to_json(value: object) -> bytes:
+    """Any of the model's objects as indented UTF-8 JSON, ending in a newline."""
+    return msgspec.json.format(msgspec.json.encode(value, enc_hook=_encode_hook), indent=1) + b"\n"
+
+
+def from_json(blob: bytes, kind: type[T], source: Path) -> T:
+    """Typed and strict. Raises EvidenceError naming the file and the key."""
+    try:
+        return msgspec.json.decode(blob, type=kind, dec_hook=_decode_hook)
+    except msgspec.MsgspecError as problem:
+        raise EvidenceError(f"{source}: {problem}") from problem
+
+
+# ---------------------------------------------------------------- pages
+
+
+def _pack(pages: Mapping[int, bytes]) -> bytes:
+    """MAGIC, count (u64), pfns (u64 each, ascending), then 4096 bytes each; zstd over all of it."""
+    pfns = sorted(pages)
+    raw = MAGIC + struct.pack("<Q", len(pfns)) + struct.pack(f"<{len(pfns)}Q", *pfns)
+    return zstandard.compress(raw + b"".join(pages[pfn] for pfn in pfns), 3)
+
+
+def _unpack(blob: bytes, source: Path) -> dict[int, bytes]:
+    try:
+        raw = zstandard.decompress(blob)
+    except zstandard.ZstdError as problem:
+        raise EvidenceError(f"{source}: {problem}") from problem
+    if raw[:8] != MAGIC or len(raw) < 16:
+        raise EvidenceError(f"{source}: not a page file")
+    (count,) = struct.unpack_from("<Q", raw, 8)
+    start = 16 + 8 * count
+    if len(raw) != start + count * PAGE_SIZE:
+        raise EvidenceError(f"{source}: {count} pages announced, {len(raw)} bytes found")
+    pfns = struct.unpack_from(f"<{count}Q", raw, 16)
+    return {pfn: raw[start + i * PAGE_SIZE : start + (i + 1) * PAGE_SIZE] for i, pfn in enumerate(pfns)}
+
+
+# ---------------------------------------------------------------- writing
+
+
+class EvidenceWriter:
+    """Gathers one run's evidence under a temporary name beside its final one.
+
+    Raises RequestError when the results directory can't be written.
+    """
+
+    def __init__(self, results: Path, slug: str) -> None:
+        self._results = results
+        self._slug = slug
+        try:
+            results.mkdir(parents=True, exist_ok=True)
+            self.path = Path(tempfile.mkdtemp(prefix=f".{slug}.", dir=results))
+            for folder in (REGISTERS, MEMORY):
+                (self.path / folder).mkdir()
+        except OSError as problem:
+            raise RequestError(
+                f"the results directory {results} can't be written: {problem.strerror}",
+                hint="name another one with --results DIR",
+            ) from problem
+
+    def write(self, name: str, blob: bytes) -> None:
+        """One file; its folder is made."""
+        target = self.path / name
+        target.parent.mkdir(exist_ok=True)
+        target.write_bytes(blob)
+
+    def write_registers(self, checkpoint: Checkpoint, cpus: Iterable[CpuState]) -> None:
+        self.write(f"{REGISTERS}/{checkpoint}.json", to_json(tuple(cpus)))
+
+    def write_pages(self, checkpoint: Checkpoint, pages: Mapping[int, bytes]) -> None:
+        self.write(f"{MEMORY}/{checkpoint}.pages.zst", _pack(pages))
+
+    def write_hashes(self, hashes: npt.NDArray[np.uint64]) -> None:
+        self.write(f"{MEMORY}/{Checkpoint.PANIC}.hashes.zst", zstandard.compress(hashes.astype("<u8").tobytes(), 3))
+
+    def write_ram(self, checkpoint: Checkpoint, fd: int, size: int) -> None:
+        """All of RAM, streamed through zstd from a file descriptor."""
+        target = self.path / MEMORY / f"{checkpoint}.ram.zst"
+        with target.open("wb") as out, zstandard.ZstdCompressor(1).stream_writer(out) as packed:
+            for offset in range(0, size, 1 << 22):
+                packed.write(os.pread(fd, min(1 << 22, size - offset), offset))
+
+    def write_symbols(self, symbols: Mapping[str, int]) -> None:
+        """All symbols of the first kernel, from the user's vmlinux."""
+        self.write(SYMBOLS, zstandard.compress(to_json(symbols), 3))
+
+    def finish(self) -> Path:
+        """Give the directory its name: SLUG, or SLUG.2, SLUG.3... when earlier runs are there."""
+        self.path.chmod(0o755)
+        for number in range(1, 1_000_000):
+            target = self._results / (self._slug if number == 1 else f"{self._slug}.{number}")
+            if target.exists():
+                continue
+            try:
+                self.path.rename(target)
+            except OSError:  # somebody else took the name in between
+                if target.exists():
+                    continue
+                raise
+            self.path = target
+            return target
+        raise RequestError(f"{self._results} is full of runs of {self._slug}")
+
+    def discard(self) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+# ---------------------------------------------------------------- reading
+
+
+class Evidence:
+    """One evidence directory, read lazily. Raises EvidenceError for what is missing or torn."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def _read(self, name: str) -> bytes:
+        try:
+            return (self.path / name).read_bytes()
+        except FileNotFoundError:
+            raise EvidenceError(f"{self.path / name} is missing") from None
+        except OSError as problem:
+            raise EvidenceError(f"{self.path / name}: {problem.strerror}") from problem
+
+    @cached_property
+    def facts(self) -> Facts:
+        return from_json(self._read("run.json"), Facts, self.path / "run.json")
+
+    @cached_property
+    def result(self) -> RunResult:
+        return from_json(self._read("result.json"), RunResult, self.path / "result.json")
+
+    @cache  # noqa: B019 - an Evidence lives as long as its judgement
+    def cpus(self, checkpoint: Checkpoint) -> tuple[CpuState, ...]:
+        name = f"{REGISTERS}/{checkpoint}.json"
+        return from_json(self._read(name), tuple[CpuState, ...], self.path / name)
+
+    def crashing_cpu(self, checkpoint: Checkpoint) -> CpuState:
+        """The CPU that panicked, at that checkpoint."""
+        number = self.facts.crashing_cpu
+        for cpu in self.cpus(checkpoint):
+            if cpu.cpu == number:
+                return cpu
+        raise EvidenceError(f"no registers of the crashing CPU ({number}) at {checkpoint}")
+
+    @cache  # noqa: B019
+    def pages(self, checkpoint: Checkpoint) -> Mapping[int, bytes]:
+        """The pages kept for a checkpoint, by pfn. Those of `panic` are held against their hashes."""
+        name = f"{MEMORY}/{checkpoint}.pages.zst"
+        found = _unpack(self._read(name), self.path / name)
+        if checkpoint is Checkpoint.PANIC:
+            hashes, index_of = self._hashes, self._page_index
+            for pfn, page in found.items():
+                index = index_of(pfn)
+                if index is not None and xxhash.xxh3_64_intdigest(page) != int(hashes[index]):
+                    raise EvidenceError(f"{name}: page {pfn:#x} does not match its hash")
+        return found
+
+    @cached_property
+    def _hashes(self) -> npt.NDArray[np.uint64]:
+        name = f"{MEMORY}/{Checkpoint.PANIC}.hashes.zst"
+        try:
+            return np.frombuffer(zstandard.decompress(self._read(name)), dtype="<u8")
+        except zstandard.ZstdError as problem:
+            raise EvidenceError(f"{self.path / name}: {problem}") from problem
+
+    def _page_index(self, pfn: int) -> int | None:
+        """Where a page lies in the hash list; None for what is not RAM (the VGA window)."""
+        for start, size, offset in self.facts.ram:
+            if start <= pfn * PAGE_SIZE < start + size:
+                return (pfn * PAGE_SIZE - start + offset) // PAGE_SIZE
+        return None
+
+    def memory(self, checkpoint: Checkpoint) -> PagesMemory:
+        """Physical memory at a checkpoint, as far as it was kept: its own pages, else those of `panic`."""
+        if checkpoint not in self.facts.captured:
+            raise EvidenceError(f"memory was not captured at {checkpoint}")
+        base = PagesMemory(self.pages(Checkpoint.PANIC))
+        if checkpoint is Checkpoint.PANIC:
+            return base
+        return PagesMemory(self.pages(checkpoint), fallback=base)
+
+    @cached_property
+    def vmcore(self) -> VmcoreHeaders:
+        return parse_headers(self._read("vmcore/headers.bin"))
+
+    @cached_property
+    def dumped_pgd(self) -> bytes:
+        """The page at CR3 as the dump shows it, 4096 bytes."""
+        return self._read("vmcore/pgd.bin")
+
+    @cached_property
+    def symbols(self) -> Mapping[str, int]:
+        """All symbols of the first kernel; empty unless the user gave a vmlinux."""
+        if not (self.path / SYMBOLS).exists():
+            return {}
+        try:
+            return from_json(zstandard.decompress(self._read(SYMBOLS)), dict[str, int], self.path / SYMBOLS)
+        except zstandard.ZstdError as problem:
+            raise EvidenceError(f"{self.path / SYMBOLS}: {problem}") from problem
+
+    # what the report needs
+
+    def console(self) -> str:
+        return self._read("console.log").decode("utf-8", "replace")
+
+    def registers(self) -> Mapping[str, tuple[CpuState, ...]]:
+        """Registers per checkpoint, in the order of the checkpoints."""
+        return {str(c): self.cpus(c) for c in Checkpoint if (self.path / REGISTERS / f"{c}.json").exists()}
+
+    def files(self) -> list[tuple[str, int]]:
+        """(path relative to the directory, bytes), sorted."""
+        found = (p for p in self.path.rglob("*") if p.is_file())
+        return sorted((str(p.relative_to(self.path)), p.stat().st_size) for p in found)

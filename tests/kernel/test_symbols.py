@@ -1,0 +1,123 @@
+"""kallsyms and struct kimage."""
+
+from __future__ import annotations
+
+import struct
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from rig.errors import EvidenceError, UnsuitableKernel
+from rig.kernel import kimage
+from rig.kernel.symbols import COMMAND, from_vmlinux, parse_kallsyms
+from rig.model import Arch, Range
+
+REGION = Range(0x15000000, 0x1EFFFFFF, "Crash kernel")
+
+
+def test_lines_of_modules_hidden_and_torn_ones_are_left_out() -> None:
+    text = (
+        "ffffffff89877390 T machine_kexec\n"
+        "0000000000000000 A __per_cpu_start\n"  # hidden, or a per-CPU zero
+        "ffffffffc0001000 t machine_kexec\t[overwrite_pgd]\n"
+        "ffffffff8a201cb0 T\n"
+        "c1051f30 T __crash_kexec\r\n"  # 32-bit, with the line end of a serial line
+    )
+    assert parse_kallsyms(text) == {"machine_kexec": 0xFFFFFFFF89877390, "__crash_kexec": 0xC1051F30}
+
+
+def test_the_command_finds_each_wanted_symbol_itself(tmp_path: Path) -> None:
+    """Not one whose name contains it, nor all the lines that name it."""
+    lines = (
+        "1 t machine_kexec_prepare",
+        "2 T machine_kexec",
+        "3 T __crash_kexec",
+        "4 T crash_kexec",
+        "5 t crash_kexec_post",
+    )
+    kallsyms = tmp_path / "kallsyms"
+    kallsyms.write_text("\n".join(f"c105100{line}" for line in lines))
+    command = COMMAND.replace("/proc/kallsyms", str(kallsyms))
+    found = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False).stdout
+    assert parse_kallsyms(found) == {
+        "machine_kexec": 0xC1051002,
+        "__crash_kexec": 0xC1051003,
+        "crash_kexec": 0xC1051004,
+    }
+
+
+@pytest.mark.parametrize("arch", list(Arch))
+def test_start_is_word_3_or_word_4(arch: Arch) -> None:
+    def struct(*words: int) -> bytes:
+        return b"".join(w.to_bytes(arch.word, "little") for w in words)
+
+    # head, entry, last_entry, start, control_code_page, ...
+    new = struct(4, 0xC1530800, 0xC1530800, 0x1EF54760, 0xE80540, 0)
+    # head, entry, last_entry, destination (0 for kdump), start, control_code_page
+    old = struct(4, 0xC1530800, 0xC1530800, 0, 0x15001000, 0xE80540)
+    assert kimage.parse(new, arch, 0xC1530800, REGION).start == 0x1EF54760
+    assert kimage.parse(old, arch, 0xC1530800, REGION).start == 0x15001000
+
+
+def test_no_entry_in_the_crash_region_is_no_kimage() -> None:
+    blob = b"".join(w.to_bytes(4, "little") for w in (4, 5, 6, 7, 8, 9))
+    with pytest.raises(EvidenceError, match=r"0xc1530800 makes no sense.*0x7"):
+        kimage.parse(blob, Arch.I386, 0xC1530800, REGION)
+
+
+def test_a_file_that_is_no_vmlinux_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "vmlinux"
+    file.write_bytes(b"MZ, a bzImage perhaps")
+    with pytest.raises(UnsuitableKernel, match="vmlinux is not a vmlinux"):
+        from_vmlinux(file, {})
+    with pytest.raises(UnsuitableKernel, match="missing"):
+        from_vmlinux(tmp_path / "missing", {})
+
+
+def vmlinux(symbols: dict[str, int]) -> bytes:
+    """An ELF64 of nothing but a symbol table: the null section, .symtab, .strtab (which names the sections, too)."""
+    strings = b"\0.symtab\0.strtab\0"
+    table = bytes(24)  # the null symbol
+    for name, value in symbols.items():
+        table += struct.pack("<IBBHQQ", len(strings), 0x12, 0, 1, value, 0)  # st_name, GLOBAL FUNC, st_shndx, st_value
+        strings += name.encode() + b"\0"
+    at, end = 64, 64 + len(table)
+    sections = bytes(64)
+    # sh_name, sh_type, sh_flags, sh_addr, sh_offset, sh_size, sh_link, sh_info, sh_addralign, sh_entsize
+    sections += struct.pack("<IIQQQQIIQQ", 1, 2, 0, 0, at, len(table), 2, 1, 8, 24)
+    sections += struct.pack("<IIQQQQIIQQ", 9, 3, 0, 0, end, len(strings), 0, 0, 1, 0)
+    ident = b"\x7fELF" + bytes([2, 1, 1]) + bytes(9)
+    header = struct.pack("<HHIQQQIHHHHHH", 2, 62, 1, 0, 0, end + len(strings), 0, 64, 0, 0, 64, 3, 2)
+    return ident + header + table + strings + sections
+
+
+LINKED = {"machine_kexec": 0x81070000, "__crash_kexec": 0x81150000, "panic_cpu": 0x82600010}
+
+
+def test_a_vmlinux_is_moved_to_where_the_kernel_runs(tmp_path: Path) -> None:
+    file = tmp_path / "vmlinux"
+    file.write_bytes(vmlinux(LINKED))
+    running = {"machine_kexec": 0x91070000, "__crash_kexec": 0x91150000}
+    assert from_vmlinux(file, running) == {name: address + 0x10000000 for name, address in LINKED.items()}
+
+
+@pytest.mark.parametrize(
+    ("running", "words"),
+    [
+        ({"machine_kexec": 0x91070000, "__crash_kexec": 0x91150010}, "lie at different distances"),
+        ({"something_else": 1}, "no symbol in common"),
+    ],
+)
+def test_a_vmlinux_of_another_build_is_refused(running: dict[str, int], words: str, tmp_path: Path) -> None:
+    file = tmp_path / "vmlinux"
+    file.write_bytes(vmlinux(LINKED))
+    with pytest.raises(UnsuitableKernel, match=words):
+        from_vmlinux(file, running)
+
+
+def test_a_stripped_vmlinux_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "vmlinux"
+    file.write_bytes(vmlinux({}).replace(struct.pack("<II", 1, 2), struct.pack("<II", 1, 1)))  # no SHT_SYMTAB
+    with pytest.raises(UnsuitableKernel, match="no symbol table"):
+        from_vmlinux(file, {})
