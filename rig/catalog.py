@@ -1,0 +1,266 @@
+"""The catalogue: TOML files -> Guest, Kernel, Scenario. Read and validated once, here, at the edge.
+
+A catalogue is a directory with guests/, kernels/ and scenarios/, each holding NAME.toml; the file's name is the
+entry's name, its keys are the fields of the class in rig/model.py. kernels/controls/NAME/ are the modules that a
+scenario's `sabotage` may name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import enum
+import os
+import re
+import tomllib
+import typing
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from rig.errors import CatalogueError, RequestError
+from rig.model import Guest, Kernel, Scenario, Verdict
+
+GUESTS, KERNELS, SCENARIOS = "guests", "kernels", "scenarios"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # ids are SCENARIO@GUEST/KERNEL: neither @ nor / in a name
+
+Entry = Guest | Kernel | Scenario
+E = TypeVar("E", Guest, Kernel, Scenario)
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Catalogue:
+    """Every entry by its name, sorted. `files`: where each was read, by (directory, name)."""
+
+    guests: Mapping[str, Guest]
+    kernels: Mapping[str, Kernel]
+    scenarios: Mapping[str, Scenario]
+    files: Mapping[tuple[str, str], Path]
+
+
+@dataclasses.dataclass(frozen=True)
+class Registries:
+    """The names that a scenario may use and that are code, not TOML."""
+
+    checks: Collection[str]
+    triggers: Collection[str]
+    injections: Collection[str]  # sabotage without a module: the rig does it through the debugger
+
+
+def registries() -> Registries:
+    """The rig's own checks, triggers and injections."""
+    from rig.checks import REGISTRY
+    from rig.injection import FLIP
+    from rig.triggers import TRIGGERS
+
+    return Registries(checks=tuple(REGISTRY), triggers=tuple(TRIGGERS), injections=(FLIP,))
+
+
+def roots() -> tuple[Path, ...]:
+    """The directory of the rig's own catalogue: inside an installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    installed = package / "data"
+    return (installed if (installed / SCENARIOS).is_dir() else package.parent,)
+
+
+def extra_roots(options: Iterable[Path], environ: Mapping[str, str] = os.environ) -> tuple[Path, ...]:
+    """The user's own catalogue directories: RIG_CATALOGUE (separated like PATH), then --catalogue."""
+    named = [Path(part) for part in environ.get("RIG_CATALOGUE", "").split(os.pathsep) if part]
+    return tuple(dict.fromkeys(path.resolve() for path in (*named, *options)))
+
+
+def load(extra: Sequence[Path] = (), *, known: Registries | None = None) -> Catalogue:
+    """The rig's own catalogue and the directories in `extra`, validated, cross references too.
+
+    :raise RequestError: a directory in `extra` is not a catalogue
+    :raise CatalogueError: a file does not say what it must; names file and key
+    """
+    for path in extra:
+        if not any((path / part).is_dir() for part in (GUESTS, KERNELS, SCENARIOS)):
+            raise RequestError(
+                f"{path} is not a catalogue directory",
+                hint="it must hold at least one of guests/, kernels/, scenarios/, each with NAME.toml files",
+            )
+    return read((*roots(), *extra), registries() if known is None else known)
+
+
+def read(directories: Sequence[Path], known: Registries) -> Catalogue:
+    """The catalogue made of these directories and nothing else."""
+    files: dict[tuple[str, str], Path] = {}
+    for part in (GUESTS, KERNELS, SCENARIOS):
+        for directory in directories:
+            for path in sorted((directory / part).glob("*.toml")):
+                first = files.setdefault((part, path.stem), path)
+                if first != path:
+                    raise CatalogueError(
+                        f"{path}: {part} has a {path.stem!r} already: {first}", hint="rename one of the files"
+                    )
+    catalogue = Catalogue(
+        guests=_table(Guest, GUESTS, files),
+        kernels=_table(Kernel, KERNELS, files),
+        scenarios=_table(Scenario, SCENARIOS, files),
+        files=files,
+    )
+    _check_references(catalogue, known, [*known.injections, *(path.name for path in _controls(directories))])
+    return catalogue
+
+
+def control(name: str, directories: Sequence[Path] = ()) -> Path | None:
+    """The directory with the sources of the control module of that name; None when there is none.
+
+    directories: the catalogues to look in, the rig's own when empty.
+    """
+    return next((path for path in _controls(directories or roots()) if path.name == name), None)
+
+
+def _controls(directories: Sequence[Path]) -> list[Path]:
+    return [path for root in directories for path in sorted((root / KERNELS / "controls").glob("*/"))]
+
+
+def find(table: Mapping[str, T], name: str, what: str) -> T:
+    """table[name].
+
+    :raise RequestError: there is none; carries the nearest name and all of them
+    """
+    if name in table:
+        return table[name]
+    raise RequestError(f"unknown {what} {name!r}{nearest(name, table)}", hint=one_of(table))
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """`; did you mean 'X'?`, or nothing when no name is near."""
+    close = difflib.get_close_matches(name, list(names), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def one_of(names: Iterable[str]) -> str:
+    return f"valid: {', '.join(sorted(names)) or '(there are none)'}"
+
+
+# ---------------------------------------------------------------- one file
+
+
+def _table(kind: type[E], part: str, files: Mapping[tuple[str, str], Path]) -> dict[str, E]:
+    paths = sorted((name, path) for (owner, name), path in files.items() if owner == part)
+    return {name: _entry(kind, path) for name, path in paths}
+
+
+def _entry(kind: type[E], path: Path) -> E:
+    """The entry that one file describes."""
+    if not NAME.fullmatch(path.stem):
+        raise CatalogueError(
+            f"{path}: the file's name is the entry's name, and {path.stem!r} can't be one",
+            hint="letters, digits, dot, underscore and minus; a letter or digit first",
+        )
+    table = _toml(path)
+    fields = {field.name: field for field in dataclasses.fields(kind) if field.name != "name"}
+    for key in table:
+        if key not in fields:
+            raise CatalogueError(f"{path}: unknown key {key!r}{nearest(key, fields)}", hint=one_of(fields))
+    for key, field in fields.items():
+        if key not in table and field.default is dataclasses.MISSING:
+            raise CatalogueError(f"{path}: missing key {key!r}", hint=f"a {kind.__name__} needs: {_required(kind)}")
+    types = typing.get_type_hints(kind)
+    entry = kind(name=path.stem, **{key: _value(path, key, value, types[key]) for key, value in table.items()})
+    for key, complaint in _complaints(entry):
+        raise CatalogueError(f"{path}: {key}: {complaint}")
+    return entry
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise CatalogueError(f"{path}: not valid TOML: {error}") from error
+    except OSError as error:
+        raise CatalogueError(f"{path}: {error.strerror}") from error
+
+
+def _value(path: Path, key: str, value: object, wanted: Any) -> Any:
+    """One value, converted without any coercion; paths are relative to the file they stand in."""
+    try:
+        return msgspec.convert(
+            value, wanted, strict=True, dec_hook=lambda _type, text: path.parent / Path(str(text)).expanduser()
+        )
+    except msgspec.ValidationError as error:
+        if isinstance(wanted, type) and issubclass(wanted, enum.Enum):
+            raise CatalogueError(
+                f"{path}: {key}: {value!r} is none of the valid values{nearest(str(value), list(wanted))}",
+                hint=one_of(wanted),
+            ) from error
+        raise CatalogueError(f"{path}: {key}: {error}") from error
+
+
+def _required(kind: type[Entry]) -> str:
+    return ", ".join(
+        field.name
+        for field in dataclasses.fields(kind)
+        if field.default is dataclasses.MISSING and field.name != "name"
+    )
+
+
+# ---------------------------------------------------------------- what types can't say
+
+
+def _complaints(entry: Entry) -> Iterable[tuple[str, str]]:
+    """(key, what is wrong with its value), for one entry on its own."""
+    if isinstance(entry, Guest):
+        if entry.memory < 64:
+            yield "memory", f"{entry.memory} MiB is less than any kernel boots in (64 MiB)"
+        if entry.cpus < 1:
+            yield "cpus", f"{entry.cpus} is less than one"
+    elif isinstance(entry, Kernel):
+        yield from _kernel_complaints(entry)
+    else:
+        yield from _scenario_complaints(entry)
+
+
+def _kernel_complaints(kernel: Kernel) -> Iterable[tuple[str, str]]:
+    if bool(kernel.package) == (kernel.image is not None):
+        yield "package", "exactly one of package and image must be given"
+    try:
+        re.compile(kernel.package.replace("{flavour}", "amd64"))
+    except re.error as error:
+        yield "package", f"not a regular expression: {error}"
+    for key, path in (("image", kernel.image), ("vmlinux", kernel.vmlinux)):
+        if path is not None and not path.is_file():
+            yield key, f"no such file: {path}"
+
+
+def _scenario_complaints(scenario: Scenario) -> Iterable[tuple[str, str]]:
+    for key, names in (("checks", scenario.checks), ("guests", scenario.guests)):
+        if not names:
+            yield key, "the list is empty"
+        if len(set(names)) < len(names):
+            yield key, "a name is listed twice"
+    if scenario.expect not in (Verdict.PASS, Verdict.FAIL):
+        yield "expect", f"{scenario.expect.value!r} can't be expected; valid: fail, pass"
+    if (scenario.expect is Verdict.FAIL) != bool(scenario.expect_failed):
+        yield "expect_failed", 'must name the checks that fail when expect = "fail", and only then'
+    for name in scenario.expect_failed:
+        if name not in scenario.checks:
+            yield "expect_failed", f"{name!r} is not among this scenario's checks"
+
+
+def _check_references(catalogue: Catalogue, known: Registries, sabotages: Sequence[str]) -> None:
+    """Every name that one file says of another, or of the code, exists."""
+    references: list[tuple[str, str, str, Iterable[str], Collection[str]]] = [
+        (GUESTS, guest.name, "kernel", [guest.kernel], catalogue.kernels) for guest in catalogue.guests.values()
+    ]
+    for scenario in catalogue.scenarios.values():
+        references += [
+            (SCENARIOS, scenario.name, "trigger", [scenario.trigger], known.triggers),
+            (SCENARIOS, scenario.name, "checks", scenario.checks, known.checks),
+            (SCENARIOS, scenario.name, "guests", scenario.guests, catalogue.guests),
+            (SCENARIOS, scenario.name, "sabotage", filter(None, [scenario.sabotage]), sabotages),
+        ]
+    for part, owner, key, names, valid in references:
+        for name in names:
+            if name not in valid:
+                raise CatalogueError(
+                    f"{catalogue.files[part, owner]}: {key}: unknown name {name!r}{nearest(name, valid)}",
+                    hint=one_of(valid),
+                )

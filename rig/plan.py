@@ -1,0 +1,90 @@
+"""What was asked for -> RunPlans: names resolved, the matrix of scenarios and guests unfolded."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rig.catalog import Catalogue, find, nearest, one_of
+from rig.errors import RequestError
+from rig.model import Guest, Kernel, RunPlan, Scenario
+
+
+def plan(
+    catalogue: Catalogue,
+    scenarios: Sequence[str],
+    guests: Sequence[str] = (),
+    kernel: str | None = None,
+    crash_kernel: str | None = None,
+    vmlinux: Path | None = None,
+) -> list[RunPlan]:
+    """One RunPlan for each scenario and guest, in the order asked for.
+
+    guests: names; empty means those that each scenario lists. A guest named here need not be listed there.
+    kernel, crash_kernel: a name of the catalogue or the path of an image; None means the guest's own kernel, and
+    for the crash kernel the same kernel as the first.
+
+    :raise RequestError: an unknown name, a file that isn't there, one image for several guests, or nothing selected
+    """
+    cells = [
+        (scenario, find(catalogue.guests, name, "guest"))
+        for scenario in (find(catalogue.scenarios, name, "scenario") for name in dict.fromkeys(scenarios))
+        for name in dict.fromkeys(guests or scenario.guests)
+    ]
+    if not cells:
+        raise RequestError("nothing is selected", hint=f"scenarios: {', '.join(catalogue.scenarios)}")
+    chosen = _kernel(catalogue, kernel) if kernel is not None else None
+    crash = _kernel(catalogue, crash_kernel) if crash_kernel is not None else None
+    if vmlinux is not None:
+        _require_file(vmlinux, "--vmlinux")
+    if vmlinux is not None or any(k is not None and k.image is not None for k in (chosen, crash)):
+        _require_one_guest([guest for _, guest in cells])
+    return [_cell(catalogue, scenario, guest, chosen, crash, vmlinux) for scenario, guest in cells]
+
+
+def _cell(
+    catalogue: Catalogue,
+    scenario: Scenario,
+    guest: Guest,
+    chosen: Kernel | None,
+    crash: Kernel | None,
+    vmlinux: Path | None,
+) -> RunPlan:
+    first = chosen or catalogue.kernels[guest.kernel]
+    if vmlinux is not None:
+        first = replace(first, vmlinux=vmlinux.absolute())
+    return RunPlan(scenario=scenario, guest=guest, kernel=first, crash_kernel=crash or first)
+
+
+def _kernel(catalogue: Catalogue, text: str) -> Kernel:
+    """A kernel of the catalogue by its name or, for anything else that is a file, the user's own image."""
+    if text in catalogue.kernels:
+        return catalogue.kernels[text]
+    path = Path(text)
+    if "/" not in text and not path.exists():
+        raise RequestError(
+            f"unknown kernel {text!r}{nearest(text, catalogue.kernels)}",
+            hint=f"{one_of(catalogue.kernels)}; or the path of a bzImage",
+        )
+    _require_file(path, "kernel image")
+    # The whole file name, not its stem: what follows the last dot of vmlinuz-6.1.0-13-amd64 is no suffix.
+    name = re.sub(r"[^A-Za-z0-9._-]+", "_", path.name)
+    return Kernel(name=name, description=f"the user's own image {path}", image=path.absolute())
+
+
+def _require_file(path: Path, what: str) -> None:
+    if not path.exists():
+        raise RequestError(f"{what}: no such file: {path}")
+    if not path.is_file():
+        raise RequestError(f"{what}: not a file: {path}")
+
+
+def _require_one_guest(guests: Sequence[Guest]) -> None:
+    names = sorted({guest.name for guest in guests})
+    if len(names) > 1:
+        raise RequestError(
+            f"a kernel image or vmlinux of your own fits one kind of guest, but {len(names)} are selected",
+            hint=f"choose one with --guest: {', '.join(names)}",
+        )

@@ -1,0 +1,207 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from rig import catalog
+from rig.catalog import Registries
+from rig.errors import CatalogueError, RequestError
+from rig.model import Arch, Kernel, PagingMode, Verdict
+
+ROOT = Path(__file__).resolve().parent.parent
+KNOWN = Registries(
+    checks=("pgd-survives", "crash-kernel-boots", "memory-accounted", "vmcore-registers"),
+    triggers=("sysrq-c",),
+    injections=("flip-pgd-bit",),
+)
+
+GUEST = """\
+description = "a guest"
+arch = "amd64"
+paging = "4-level"
+flavour = "amd64"
+kernel = "stock"
+memory = 512
+cpus = 2
+machine = "pc"
+cpu = "qemu64"
+crashkernel = "160M"
+"""
+KERNEL = """\
+description = "a kernel"
+package = 'linux-image-6\\.1-{flavour}'
+"""
+SCENARIO = """\
+description = "a scenario"
+trigger = "sysrq-c"
+checks = ["pgd-survives"]
+guests = ["box"]
+"""
+
+Write = Callable[[str, str], Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """A whole small catalogue in tmp_path; returns a function that writes one more file of it."""
+
+    def put(name: str, text: str) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        return path
+
+    put("guests/box.toml", GUEST)
+    put("kernels/stock.toml", KERNEL)
+    put("scenarios/crash.toml", SCENARIO)
+    return put
+
+
+def test_a_small_catalogue(write: Write, tmp_path: Path) -> None:
+    found = catalog.read([tmp_path], KNOWN)
+    guest = found.guests["box"]
+    assert (guest.name, guest.arch, guest.paging, guest.memory) == ("box", Arch.AMD64, PagingMode.FOUR_LEVEL, 512)
+    assert guest.cmdline == ""
+    assert found.kernels["stock"].package == r"linux-image-6\.1-{flavour}"
+    assert found.scenarios["crash"].checks == ("pgd-survives",)
+    assert found.scenarios["crash"].expect is Verdict.PASS
+
+
+def test_the_rigs_own_catalogue() -> None:
+    found = catalog.load(known=KNOWN)
+    assert {"i386", "pae", "x86_64"} <= set(found.guests)
+    assert {guest.paging.value for guest in found.guests.values()} == {"2-level", "pae", "4-level"}
+    assert found.scenarios["overwritten-pgd"].expect_failed == ("pgd-survives",)
+    assert "{flavour}" in found.kernels["debian-6.1"].package
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after", "message", "hint"),
+    [
+        ("guests/box", "memory", "memroy", "unknown key 'memroy'; did you mean 'memory'?", "valid: arch, cmdline"),
+        ("guests/box", "cpus = 2\n", "", "missing key 'cpus'", "a Guest needs: description, arch, paging"),
+        ("guests/box", "= 512", '= "512"', "memory: Expected `int`, got `str`", ""),
+        ("guests/box", "= 512", "= 512.0", "memory: Expected `int`, got `float`", ""),
+        ("guests/box", "= 2\n", "= true\n", "cpus: Expected `int`, got `bool`", ""),
+        ("guests/box", "= 2\n", "= 0\n", "cpus: 0 is less than one", ""),
+        ("guests/box", "= 512", "= -512", "memory: -512 MiB is less", ""),
+        ("guests/box", '"amd64"\npaging', '"amd46"\npaging', "arch: 'amd46' is none", "valid: amd64, i386"),
+        ("guests/box", "4-level", "6-level", "paging: '6-level' is none", "valid: 2-level, 4-level, 5-level, pae"),
+        ("guests/box", '"stock"', '"stok"', "kernel: unknown name 'stok'; did you mean 'stock'?", "valid: stock"),
+        ("guests/box", "memory =", "memory", "not valid TOML", ""),
+        ("guests/box", "description", "name = 'x'\ndescription", "unknown key 'name'", ""),
+        ("kernels/stock", "{flavour}", "(", "package: not a regular expression", ""),
+        ("kernels/stock", "package", "vmlinux = 'nowhere'\npackage", "vmlinux: no such file", ""),
+        ("kernels/stock", "package = 'linux-image-6\\.1-{flavour}'", "", "exactly one of package and image", ""),
+        ("scenarios/crash", "sysrq-c", "sysrq-d", "trigger: unknown name 'sysrq-d'", "valid: sysrq-c"),
+        ("scenarios/crash", '"pgd-survives"', '"pgd-survive"', "did you mean 'pgd-survives'?", "valid: crash-"),
+        ("scenarios/crash", '["pgd-survives"]', "[]", "checks: the list is empty", ""),
+        ("scenarios/crash", '["pgd-survives"]', '["pgd-survives", 1]', "checks: Expected `str`, got `int`", ""),
+        ("scenarios/crash", '["pgd-survives"]', '"pgd-survives"', "checks: Expected `array`, got `str`", ""),
+        ("scenarios/crash", '["box"]', '["box", "box"]', "guests: a name is listed twice", ""),
+        ("scenarios/crash", '["box"]', '["bax"]', "guests: unknown name 'bax'; did you mean 'box'?", ""),
+        ("scenarios/crash", "trigger", "expect = 'fail'\ntrigger", "expect_failed: must name the checks", ""),
+        ("scenarios/crash", "trigger", "expect_failed = ['pgd-survives']\ntrigger", "and only then", ""),
+        ("scenarios/crash", "trigger", "expect = 'skip'\ntrigger", "expect: 'skip' can't be expected", ""),
+        ("scenarios/crash", "trigger", "expect = 'fail'\nexpect_failed = ['x']\ntrigger", "'x' is not among", ""),
+        (
+            "scenarios/crash",
+            "trigger",
+            "sabotage = 'nothing'\ntrigger",
+            "sabotage: unknown name 'nothing'",
+            "flip-pgd-bit",
+        ),
+    ],
+)
+def test_bad_files_are_refused_by_file_and_key(
+    write: Write, tmp_path: Path, name: str, before: str, after: str, message: str, hint: str
+) -> None:
+    good = (tmp_path / f"{name}.toml").read_text()
+    assert before in good
+    path = write(f"{name}.toml", good.replace(before, after))
+    with pytest.raises(CatalogueError) as raised:
+        catalog.read([tmp_path], KNOWN)
+    assert str(path) in raised.value.message
+    assert message in raised.value.message
+    assert hint in raised.value.hint
+    assert raised.value.exit_code == 2
+
+
+def test_a_file_that_is_not_text(write: Write, tmp_path: Path) -> None:
+    (tmp_path / "guests/box.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(CatalogueError, match="not valid TOML"):
+        catalog.read([tmp_path], KNOWN)
+
+
+def test_a_directory_where_a_file_should_be(write: Write, tmp_path: Path) -> None:
+    (tmp_path / "guests/dir.toml").mkdir()
+    with pytest.raises(CatalogueError, match="Is a directory"):
+        catalog.read([tmp_path], KNOWN)
+
+
+def test_a_name_that_would_break_ids(write: Write, tmp_path: Path) -> None:
+    write("guests/a@b.toml", GUEST)
+    with pytest.raises(CatalogueError, match="'a@b' can't be one"):
+        catalog.read([tmp_path], KNOWN)
+
+
+def test_paths_in_a_file_are_relative_to_it(write: Write, tmp_path: Path) -> None:
+    write("kernels/images/bzImage", "")
+    write("kernels/mine.toml", 'description = "my kernel"\nimage = "images/bzImage"\n')
+    expected = Kernel(name="mine", description="my kernel", image=tmp_path / "kernels/images/bzImage")
+    assert catalog.read([tmp_path], KNOWN).kernels["mine"] == expected
+
+
+def test_sabotage_names_a_control_or_an_injection(write: Write, tmp_path: Path) -> None:
+    write("kernels/controls/spoil/Makefile", "")
+    write("scenarios/spoilt.toml", SCENARIO + 'sabotage = "spoil"\n')
+    write("scenarios/flipped.toml", SCENARIO + 'sabotage = "flip-pgd-bit"\n')
+    assert catalog.read([tmp_path], KNOWN).scenarios["spoilt"].sabotage == "spoil"
+    assert catalog.control("spoil", [tmp_path]) == tmp_path / "kernels/controls/spoil"
+    assert catalog.control("flip-pgd-bit", [tmp_path]) is None  # an injection, no module
+
+
+def test_a_users_catalogue_adds_to_the_first(write: Write, tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    write("own/guests/mine.toml", GUEST)  # refers to a kernel of the other directory
+    found = catalog.read([tmp_path, own], KNOWN)
+    assert set(found.guests) == {"box", "mine"}
+    assert found.files["guests", "mine"] == own / "guests/mine.toml"
+
+
+def test_duplicates_name_both_files(write: Write, tmp_path: Path) -> None:
+    second = write("own/guests/box.toml", GUEST)
+    with pytest.raises(CatalogueError) as raised:
+        catalog.read([tmp_path, tmp_path / "own"], KNOWN)
+    assert str(second) in raised.value.message
+    assert str(tmp_path / "guests/box.toml") in raised.value.message
+
+
+@pytest.mark.parametrize("name", ["", "nowhere"])
+def test_an_extra_directory_that_is_no_catalogue(tmp_path: Path, name: str) -> None:
+    with pytest.raises(RequestError, match="is not a catalogue directory"):
+        catalog.load([tmp_path / name], known=KNOWN)
+
+
+def test_extra_directories_from_environment_and_options(tmp_path: Path) -> None:
+    a, b = tmp_path / "a", tmp_path / "b"
+    environ = {"RIG_CATALOGUE": f"{a}{os.pathsep}{os.pathsep}{b}"}
+    assert catalog.extra_roots([], environ) == (a, b)
+    assert catalog.extra_roots([b, tmp_path / "c"], environ) == (a, b, tmp_path / "c")
+    assert catalog.extra_roots([], {}) == ()
+
+
+def test_an_unknown_name_suggests_the_nearest() -> None:
+    with pytest.raises(RequestError) as raised:
+        catalog.find({"i386": 1, "pae": 2, "x86_64": 3}, "x86-64", "guest")
+    assert raised.value.message == "unknown guest 'x86-64'; did you mean 'x86_64'?"
+    assert raised.value.hint == "valid: i386, pae, x86_64"
+    assert catalog.find({"pae": 2}, "pae", "guest") == 2
+
+
+def test_a_name_near_nothing_suggests_nothing() -> None:
+    with pytest.raises(RequestError, match=r"^unknown guest 'zzz'\n"):
+        catalog.find({"pae": 2}, "zzz", "guest")

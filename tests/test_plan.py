@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from rig.catalog import Catalogue
+from rig.errors import RequestError
+from rig.model import Arch, Guest, Kernel, PagingMode, Scenario
+from rig.plan import plan
+
+PAE = Guest(
+    name="pae",
+    description="",
+    arch=Arch.I386,
+    paging=PagingMode.PAE,
+    flavour="686-pae",
+    kernel="stock",
+    memory=512,
+    cpus=2,
+    machine="pc",
+    cpu="qemu64",
+    crashkernel="160M",
+)
+BIG = replace(PAE, name="x86_64", arch=Arch.AMD64, paging=PagingMode.FOUR_LEVEL, flavour="amd64")
+OWN = replace(PAE, name="own")
+PANIC = Scenario(name="panic", description="", trigger="sysrq-c", checks=("c",), guests=("pae", "x86_64"))
+KDUMP = replace(PANIC, name="kdump", guests=("pae",))
+STOCK = Kernel(name="stock", description="", package="linux-image-{flavour}")
+NEXT = Kernel(name="next", description="", package="linux-image-next-{flavour}")
+CATALOGUE = Catalogue(
+    guests={"own": OWN, "pae": PAE, "x86_64": BIG},
+    kernels={"next": NEXT, "stock": STOCK},
+    scenarios={"kdump": KDUMP, "panic": PANIC},
+    files={},
+)
+
+
+def ids(scenarios: list[str], guests: list[str]) -> list[str]:
+    return [one.id for one in plan(CATALOGUE, scenarios, guests)]
+
+
+def test_every_guest_of_the_scenario_in_its_order() -> None:
+    assert ids(["panic"], []) == ["panic@pae/stock", "panic@x86_64/stock"]
+
+
+def test_guests_in_the_order_asked_for_each_once() -> None:
+    assert ids(["panic"], ["x86_64", "pae", "x86_64"]) == ["panic@x86_64/stock", "panic@pae/stock"]
+
+
+def test_a_guest_that_the_scenario_does_not_list_can_be_asked_for() -> None:
+    assert ids(["panic"], ["own"]) == ["panic@own/stock"]
+
+
+def test_several_scenarios() -> None:
+    assert ids(["kdump", "panic"], []) == ["kdump@pae/stock", "panic@pae/stock", "panic@x86_64/stock"]
+
+
+def test_the_crash_kernel_is_the_first_kernel_unless_named() -> None:
+    (one,) = plan(CATALOGUE, ["panic"], ["pae"], kernel="next")
+    assert (one.kernel, one.crash_kernel) == (NEXT, NEXT)
+    (one,) = plan(CATALOGUE, ["panic"], ["pae"], crash_kernel="next")
+    assert (one.kernel, one.crash_kernel) == (STOCK, NEXT)
+
+
+def test_an_image_of_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = tmp_path / "vmlinuz-6.1.0-13 (mine)"
+    image.write_bytes(b"")
+    (one,) = plan(CATALOGUE, ["panic"], ["pae"], kernel=str(image))
+    assert one.kernel.image == image
+    assert one.id == "panic@pae/vmlinuz-6.1.0-13_mine_"
+    assert one.crash_kernel == one.kernel
+    monkeypatch.chdir(tmp_path)  # a bare file name will do when it exists
+    (one,) = plan(CATALOGUE, ["panic"], ["pae"], kernel=image.name)
+    assert one.kernel.image == image
+
+
+def test_a_name_of_the_catalogue_comes_before_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "next").write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    (by_name,) = plan(CATALOGUE, ["panic"], ["pae"], kernel="next")
+    (by_path,) = plan(CATALOGUE, ["panic"], ["pae"], kernel="./next")
+    assert by_name.kernel == NEXT
+    assert by_path.kernel.image == tmp_path / "next"
+
+
+def test_vmlinux_belongs_to_the_first_kernel(tmp_path: Path) -> None:
+    vmlinux = tmp_path / "vmlinux"
+    vmlinux.write_bytes(b"")
+    (one,) = plan(CATALOGUE, ["panic"], ["pae"], crash_kernel="next", vmlinux=vmlinux)
+    assert one.kernel == replace(STOCK, vmlinux=vmlinux)
+    assert one.crash_kernel.vmlinux is None
+
+
+@pytest.mark.parametrize(
+    ("scenario", "guest", "kernel", "message"),
+    [
+        ("pnic", "pae", None, "unknown scenario 'pnic'; did you mean 'panic'?"),
+        ("panic", "paee", None, "unknown guest 'paee'; did you mean 'pae'?"),
+        ("panic", "pae", "stok", "unknown kernel 'stok'; did you mean 'stock'?"),
+        ("panic", "pae", "./nowhere", "kernel image: no such file: nowhere"),
+        ("panic", "pae", "/", "kernel image: not a file: /"),
+    ],
+)
+def test_wrong_requests(scenario: str, guest: str, kernel: str | None, message: str) -> None:
+    with pytest.raises(RequestError) as raised:
+        plan(CATALOGUE, [scenario], [guest], kernel=kernel)
+    assert raised.value.message == message
+    with pytest.raises(RequestError, match="--vmlinux: no such file"):
+        plan(CATALOGUE, ["panic"], ["pae"], vmlinux=Path("/nowhere/vmlinux"))
+
+
+def test_one_image_does_not_fit_several_kinds_of_guest(tmp_path: Path) -> None:
+    image = tmp_path / "bzImage"
+    image.write_bytes(b"")
+    for kernel, crash_kernel in ((str(image), None), (None, str(image))):
+        with pytest.raises(RequestError) as raised:
+            plan(CATALOGUE, ["panic"], kernel=kernel, crash_kernel=crash_kernel)
+        assert raised.value.hint == "choose one with --guest: pae, x86_64"
+    with pytest.raises(RequestError, match="fits one kind of guest"):
+        plan(CATALOGUE, ["panic"], vmlinux=image)
+    assert len(plan(CATALOGUE, ["panic", "kdump"], ["pae"], kernel=str(image))) == 2
+
+
+def test_nothing_selected() -> None:
+    with pytest.raises(RequestError, match="nothing is selected") as raised:
+        plan(CATALOGUE, [])
+    assert raised.value.hint == "scenarios: kdump, panic"
