@@ -1,0 +1,383 @@
+"""One run: the phases in order. The only code that drives a live VM."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import resource
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import rig
+from rig import injection, sabotage
+from rig.errors import (
+    Cancelled,
+    CouldNotJudge,
+    EvidenceError,
+    GuestDied,
+    GuestError,
+    GuestHung,
+    MachineError,
+    RequestError,
+)
+from rig.evidence import DumpInfo, Evidence, EvidenceWriter, Facts, Kimage, PageTableDamage, Pattern, to_json
+from rig.guest import arming
+from rig.guest.keys import RunKeys
+from rig.judge import judge
+from rig.kernel import kimage, symbols
+from rig.memory import levels, paging, vmcore
+from rig.model import PAGE_SIZE, Checkpoint, CpuState, Failure, Options, Phase, RunPlan, RunResult
+from rig.prepare import Artefacts, prepare
+from rig.recorder import Recorder
+from rig.report.html import render_run
+from rig.survey import survey
+from rig.triggers import TRIGGERS, trigger_line
+from rig.vm.deadline import Deadline
+from rig.vm.gdbstub import GdbStub
+from rig.vm.qemu import Vm, ram_ranges
+
+Listener = Callable[[str], None]
+ReadDump = Callable[[int, int], bytes]  # offset in /proc/vmcore, size
+
+TOKEN_BYTES = 32  # of the pattern: 64 hexadecimal digits
+FIRST_READ = 16384  # bytes of /proc/vmcore that usually hold all its headers
+# Signs on the console that the first kernel will never come to a shell, long before the deadline says so.
+BOOT_FAILURES = ("Kernel panic - not syncing", "No working init found")
+# What to think of first when a phase does not come to its end.
+HINTS = {
+    "boot": "a console that says nothing at all: CONFIG_SERIAL_8250_CONSOLE may be missing; --deadline waits longer",
+    "crash-boot": "is crashkernel= large enough? The console shows how far it came; --deadline waits longer",
+}
+AFTER_TRIGGER = ("panic", "machine-kexec", "hand-over", "crash-boot")  # phases in which a guest may die of its panic
+
+
+def run(plan: RunPlan, options: Options, listener: Listener, cancel: threading.Event) -> tuple[RunResult, Path]:
+    """Boot, arm, panic, capture, dump, judge. Returns the result and its evidence directory.
+
+    A run's own trouble ends in a result with verdict "error". Raises RequestError for what was asked wrongly, and
+    Cancelled; then nothing is left behind, neither processes nor files.
+    """
+    writer = EvidenceWriter(options.results, plan.slug)
+    try:
+        facts = _Run(plan, options, writer, listener, cancel).perform()
+        writer.write("run.json", to_json(facts))
+        evidence = Evidence(writer.path)
+        result = judge(evidence)
+        writer.write("result.json", to_json(result))
+        writer.write("report.html", render_run(result, evidence).encode())
+        return result, writer.finish()
+    except OSError as problem:
+        writer.discard()
+        where = problem.filename or writer.path
+        raise MachineError(
+            f"the evidence can't be kept: {where}: {problem.strerror}", hint="make room, or choose --results DIR"
+        ) from problem
+    except BaseException:
+        writer.discard()
+        raise
+
+
+@contextlib.contextmanager
+def _held(vm: Vm) -> Iterator[None]:
+    """All CPUs stand still."""
+    vm.stop()
+    yield
+    vm.cont()
+
+
+@contextlib.contextmanager
+def _attached(vm: Vm) -> Iterator[GdbStub]:
+    """The debugger holds the VM; at the end it lets go and the VM runs on. After an error the VM is left as it is."""
+    vm.gdb.attach()
+    yield vm.gdb
+    vm.gdb.detach()
+
+
+class _Run:
+    """The mutable state of one run: the facts gathered so far."""
+
+    def __init__(
+        self, plan: RunPlan, options: Options, writer: EvidenceWriter, listener: Listener, cancel: threading.Event
+    ) -> None:
+        self.plan = plan
+        self.options = options
+        self.writer = writer
+        self.listener = listener
+        self.cancel = cancel
+        self.keys = RunKeys.make()
+        self.token = secrets.token_hex(TOKEN_BYTES)
+        self.guest_ended = False  # the guest reset, triple-faulted or powered off
+        self.other_cr3s: list[int] = []  # at `panic`, of the CPUs that didn't panic
+        self.no_network = "the crash kernel never said"  # why there is no SSH; empty when there is
+        self.facts = Facts(rig=rig.__version__, plan=plan)
+
+    def learn(self, **news: Any) -> None:
+        """Add to the facts."""
+        self.facts = replace(self.facts, **news)
+
+    @contextlib.contextmanager
+    def in_phase(self, name: str, what: str) -> Iterator[Deadline]:
+        """Tell the listener, hand down the phase's deadline, take the time, and mark errors with the phase."""
+        self.listener(name)
+        started = time.monotonic()
+        try:
+            yield Deadline.after(self.options.deadline, what)
+        except CouldNotJudge as problem:
+            problem.phase = problem.phase or name
+            if isinstance(problem, GuestHung):
+                problem.hint = problem.hint or HINTS.get(name, "")
+            raise
+        finally:
+            phase = Phase(name, round(time.monotonic() - started, 3))
+            self.learn(phases=(*self.facts.phases, phase))
+
+    def perform(self) -> Facts:
+        """All phases. What breaks the run off is recorded in the facts, but for wrong requests and cancellation."""
+        try:
+            with contextlib.ExitStack() as stack:
+                with self.in_phase("prepare", "the artefacts"):
+                    artefacts = stack.enter_context(
+                        prepare(self.plan, self.options, self.keys, self.writer.path, self.listener)
+                    )
+                    self.learn(
+                        kernel=artefacts.kernel,
+                        crash_kernel=artefacts.crash_kernel,
+                        environment=artefacts.environment,
+                    )
+                self._drive(artefacts, stack)
+        except (Cancelled, RequestError):
+            raise
+        except CouldNotJudge as problem:
+            self._break_off(problem)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024  # of the whole process, other runs included
+        self.learn(environment={**self.facts.environment, "peak_memory_mib": peak})
+        return self.facts
+
+    def _break_off(self, problem: CouldNotJudge) -> None:
+        failure = Failure(
+            kind=type(problem).__name__,
+            message=problem.message,
+            phase=problem.phase,
+            hint=problem.hint,
+            console=problem.console,
+            cpu_state=problem.cpu_state,
+        )
+        self.learn(broke_off=failure, died=self.guest_ended and problem.phase in AFTER_TRIGGER)
+
+    def _drive(self, artefacts: Artefacts, stack: contextlib.ExitStack) -> None:
+        with self.in_phase("boot", "the first kernel's shell") as deadline:
+            vm = stack.enter_context(Vm(artefacts.machine, cancel=self.cancel))
+            self.learn(environment={**self.facts.environment, "argv": list(vm.argv)})
+            vm.shell.wait_hello("first", deadline, BOOT_FAILURES)
+        ram = ram_ranges(artefacts.machine)
+        recorder = stack.enter_context(Recorder(vm.ram_fd, artefacts.machine.ram_size, ram, vm.pmemsave))
+        self.learn(ram=tuple(ram))
+        with self.in_phase("arm", "the crash kernel to be loaded") as deadline:
+            record = self._arm(vm, artefacts, deadline)
+        try:
+            self._hand_over(vm, recorder, record)
+            self._crash_boot(vm, recorder)
+            self._dump(vm)
+        except GuestDied:
+            # its own doing, or QEMU's? QMP may tell a moment later than the gdbstub
+            ending = vm.watch.wait_for_end(2.0)
+            self.guest_ended = ending is not None and ending.by_guest
+            raise
+        finally:
+            self.learn(captured=tuple(recorder.captured))
+            recorder.save(self.writer, self._pages_to_keep())
+
+    # ------------------------------------------------------------ armed
+
+    def _arm(self, vm: Vm, artefacts: Artefacts, deadline: Deadline) -> int:
+        """Load the crash kernel (and the control). Returns the physical address of the control's record, 0 without."""
+        known = arming.arm(vm.shell, artefacts.crash_cmdline, deadline)
+        if artefacts.vmlinux is not None:
+            self.writer.write_symbols(symbols.from_vmlinux(artefacts.vmlinux, known.symbols))
+        self.learn(
+            iomem=known.iomem,
+            crash_region=known.crash_region,
+            symbols=known.symbols,
+            crash_notes=known.crash_notes,
+            per_cpu=known.per_cpu,
+            vmcoreinfo=known.vmcoreinfo,
+            crash_cmdline=artefacts.crash_cmdline,
+        )
+        record = arming.load_control(vm.shell, deadline) if artefacts.control else 0
+        with _held(vm):
+            self.writer.write_registers(Checkpoint.ARMED, vm.info_registers())
+        return record
+
+    # ------------------------------------------------------------ panic to hand-over
+
+    def _hand_over(self, vm: Vm, recorder: Recorder, record: int) -> None:
+        name = next((n for n in (*symbols.PANIC_SYMBOLS, symbols.MACHINE_KEXEC) if n in self.facts.symbols), "")
+        line = trigger_line(TRIGGERS[self.plan.scenario.trigger], self.token)
+        with _attached(vm) as gdb:
+            with self.in_phase("panic", f"the panicking CPU at {name}") as deadline:
+                # the guest reads the line as soon as it runs again
+                vm.shell.send(line)
+                cpu = self._stop_at(vm, gdb, self.facts.symbols[name], deadline)
+                if cpu.paging is None:
+                    raise GuestError(f"paging is off at {name}")
+                self.learn(crashing_cpu=cpu.cpu, panic_symbol=name, mode=cpu.paging, cr3=cpu.cr3)
+                self.other_cr3s = [c.cr3 for c in vm.info_registers() if c.cpu != cpu.cpu]
+                self._capture(vm, recorder, Checkpoint.PANIC)
+            with self.in_phase("machine-kexec", f"CPU {cpu.cpu} at {symbols.MACHINE_KEXEC}") as deadline:
+                if name != symbols.MACHINE_KEXEC:
+                    cpu = self._stop_at(vm, gdb, self.facts.symbols[symbols.MACHINE_KEXEC], deadline)
+                self._capture(vm, recorder, Checkpoint.MACHINE_KEXEC)
+                image = self._read_kimage(recorder, cpu)
+            with self.in_phase("hand-over", f"the new image's entry {image.start:#x}") as deadline:
+                self._stop_at(vm, gdb, image.start, deadline)
+                if self.plan.scenario.sabotage == injection.FLIP:
+                    self._flip(gdb, recorder)
+                self._capture(vm, recorder, Checkpoint.HANDOVER)
+                if record:
+                    self._read_record(recorder, record)
+                # what the first kernel printed, its panic first of all, must not be taken for the crash kernel's
+                vm.console.discard()
+
+    def _stop_at(self, vm: Vm, gdb: GdbStub, address: int, deadline: Deadline) -> CpuState:
+        """Let the guest run to an address. Returns the state of the CPU that got there."""
+        gdb.set_breakpoint(address)
+        stop = gdb.continue_until_stop(deadline)
+        gdb.remove_breakpoint(address)
+        cpu = vm.info_registers()[stop.cpu]
+        if cpu.general["rip"] != address:
+            raise GuestError(f"CPU {cpu.cpu} stopped at {cpu.general['rip']:#x}, not at {address:#x}")
+        return cpu
+
+    def _capture(self, vm: Vm, recorder: Recorder, checkpoint: Checkpoint) -> None:
+        """Registers and memory of the held machine."""
+        assert self.facts.mode is not None
+        assert self.facts.cr3 is not None
+        self.writer.write_registers(checkpoint, vm.info_registers())
+        running = checkpoint is Checkpoint.CRASH_KERNEL  # in the crash region
+        recorder.capture(checkpoint, leave_out=self.facts.crash_region if running else None)
+        recorder.cross_check(levels.root(self.facts.mode, self.facts.cr3))
+        if self.options.keep_memory:
+            self.listener(f"note: writing all of memory at {checkpoint}")
+            self.writer.write_ram(checkpoint, vm.ram_fd, vm.spec.ram_size)
+
+    def _read_kimage(self, recorder: Recorder, cpu: CpuState) -> Kimage:
+        arch, mode = self.plan.guest.arch, self.facts.mode
+        assert mode is not None
+        assert self.facts.crash_region is not None
+        address = kimage.argument(arch, cpu)
+
+        def physical(virtual: int) -> int:
+            return paging.translate(recorder.live, mode, cpu.cr3, virtual).physical
+
+        try:
+            where = physical(address)
+        except paging.NotMapped as problem:
+            raise EvidenceError(f"the argument of machine_kexec, {address:#x}, is no pointer: {problem}") from problem
+        # never into the next page: that one may lie elsewhere, or nowhere
+        blob = recorder.live.read(where, min(kimage.SIZE, PAGE_SIZE - where % PAGE_SIZE))
+        image = kimage.parse(blob, arch, address, self.facts.crash_region)
+        pages = []
+        for virtual in kimage.page_pointers(blob, arch):
+            with contextlib.suppress(paging.NotMapped):
+                pages.append(physical(virtual))
+        image = replace(image, pages=tuple(pages))
+        self.learn(kimage=image)
+        return image
+
+    def _flip(self, gdb: GdbStub, recorder: Recorder) -> None:
+        """The debugger's sabotage: one bit of the pgd. The old tables are no longer live, so the guest goes on."""
+        assert self.facts.mode is not None
+        assert self.facts.cr3 is not None
+        root = levels.root(self.facts.mode, self.facts.cr3)
+        seed = self.options.seed if self.options.seed is not None else secrets.randbits(32)
+        table = recorder.live.read(root, levels.root_size(self.facts.mode))
+        flip = injection.choose_flip(self.facts.mode, table, random.Random(seed))
+        gdb.write_physical(root + flip.offset, flip.blob)
+        self.learn(
+            damage=(PageTableDamage(flip.index, flip.before, flip.after),),
+            environment={**self.facts.environment, "sabotage_seed": seed},
+        )
+
+    def _read_record(self, recorder: Recorder, address: int) -> None:
+        """What the control module says it did. A control that never ran has left no magic: EvidenceError."""
+        told = sabotage.parse_record(recorder.live.read(address, sabotage.RECORD_SIZE))
+        self.learn(
+            damage=tuple(PageTableDamage(e.index, e.before, e.after) for e in told.entries),
+            control_memory=(address, sabotage.BLOCK_SIZE),
+        )
+
+    # ------------------------------------------------------------ the crash kernel
+
+    def _crash_boot(self, vm: Vm, recorder: Recorder) -> None:
+        """The gdbstub is detached: the guest runs. While it boots, look at what was captured at `panic`."""
+        started = time.monotonic()
+        with self.in_phase("crash-boot", "the crash kernel's shell") as deadline:
+            import rig.guest.ssh  # noqa: F401  # now: it takes a while, and there is time
+
+            found = survey(recorder, self.facts, self.other_cr3s, self.token.encode())
+            self.learn(
+                tables=found.tables,
+                other_tables=found.other_tables,
+                slab_pages=found.slab_pages,
+                pattern=Pattern(self.token, *found.pattern),
+            )
+            hello = vm.shell.wait_hello("crash", deadline)
+            self.learn(
+                crash_release=hello.release,
+                crash_seconds=round(time.monotonic() - started, 3),
+                vmcore_present=hello.vmcore,
+            )
+            self.no_network = "" if hello.net == "yes" else hello.net
+            with _held(vm):
+                self._capture(vm, recorder, Checkpoint.CRASH_KERNEL)
+
+    def _pages_to_keep(self) -> list[int]:
+        """Physical addresses of pages to keep from `panic` whether or not they change."""
+        pages = list(self.facts.tables)
+        if self.facts.mode is not None and self.facts.cr3 is not None:
+            pages.append(levels.root(self.facts.mode, self.facts.cr3))
+        if self.facts.pattern is not None:
+            pages.append(self.facts.pattern.physical)
+        return pages
+
+    # ------------------------------------------------------------ the dump
+
+    def _dump(self, vm: Vm) -> None:
+        """The headers of /proc/vmcore and the pgd's page as the dump shows it; over SSH, else over the console."""
+        if not self.facts.vmcore_present:
+            return  # crash-kernel-boots says so
+        from rig.guest import ssh  # loaded while the crash kernel booted
+
+        with self.in_phase("dump", "the headers of /proc/vmcore") as deadline:
+            note = self.no_network
+            if not note:
+                # half the time: the console must still have its chance
+                patience = Deadline.after(deadline.left / 2, "the crash kernel's SSH server")
+                try:
+                    with ssh.connect(vm.ssh_port, self.keys, patience, vm.watch) as session:
+                        self._fetch(lambda at, size: session.read("/proc/vmcore", at, size, deadline), "ssh", "")
+                    return
+                except GuestHung as problem:
+                    note = problem.message
+            self.listener(f"note: no SSH ({note}); the dump's headers come over the console")
+            self._fetch(lambda at, size: vm.shell.read_file("/proc/vmcore", at, size, deadline), "console", note)
+
+    def _fetch(self, read: ReadDump, via: str, note: str) -> None:
+        assert self.facts.mode is not None
+        assert self.facts.cr3 is not None
+        front = read(0, FIRST_READ)
+        size = vmcore.headers_size(front)
+        headers = front[:size] if size <= len(front) else read(0, size)
+        self.writer.write("vmcore/headers.bin", headers)
+        address = levels.root(self.facts.mode, self.facts.cr3) & ~(PAGE_SIZE - 1)
+        try:
+            offset = vmcore.parse_headers(headers).offset_of(address)
+        except LookupError as problem:
+            raise EvidenceError(f"the dump does not hold the pgd's page {address:#x}: {problem}") from problem
+        self.writer.write("vmcore/pgd.bin", read(offset, PAGE_SIZE))
+        self.learn(dump=DumpInfo(via, address, note))

@@ -1,0 +1,160 @@
+"""The first kernel's side: what it says about itself, and the crash kernel loaded into it.
+
+Everything is asked over the guest's shell. What a kernel lacks is told by its CONFIG name, from how it behaves.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from rig.errors import GuestCommandFailed, UnsuitableKernel
+from rig.evidence import PerCpu
+from rig.kernel import symbols
+from rig.model import Range
+from rig.vm.deadline import Deadline
+from rig.vm.shell import Shell
+
+KEXEC = "kexec -p /rig/crash-kernel --initrd=/rig/crash-initrd"
+CONTROL = "/rig/control.ko"
+
+# "percpu: Embedded 62 pages/cpu s217088 r8192 d28672 u1048576" (mm/percpu.c, pcpu_embed_first_chunk)
+_PER_CPU = re.compile(r"percpu: Embedded \d+ pages/cpu s(\d+) r(\d+) d(\d+) u(\d+)")
+_IOMEM = re.compile(r"^( *)([0-9a-f]+)-([0-9a-f]+) : (.*)$")
+# What must be there, and the option that brings it. In the order of asking.
+_NEEDED = (
+    ("/proc/kallsyms", "CONFIG_KALLSYMS"),
+    ("/proc/iomem", "CONFIG_PROC_FS"),
+    ("/proc/sysrq-trigger", "CONFIG_MAGIC_SYSRQ"),
+    ("/sys/kernel/kexec_crash_loaded", "CONFIG_KEXEC (and CONFIG_CRASH_DUMP)"),
+)
+
+
+@dataclass(frozen=True)
+class Self:
+    """What an armed kernel says about itself."""
+
+    iomem: tuple[Range, ...]
+    symbols: Mapping[str, int]
+    crash_notes: tuple[tuple[int, int], ...]  # per CPU: physical address, size
+    vmcoreinfo: tuple[int, int] | None  # physical address, size
+    crash_region: Range
+    per_cpu: PerCpu | None
+
+
+def parse_iomem(text: str) -> tuple[Range, ...]:
+    """/proc/iomem -> ranges in its own order; two spaces of indentation are one level of depth."""
+    matches = (_IOMEM.match(line) for line in text.splitlines())
+    return tuple(Range(int(m[2], 16), int(m[3], 16), m[4], len(m[1]) // 2) for m in matches if m)
+
+
+def parse_vmcoreinfo(text: str) -> tuple[int, int] | None:
+    """/sys/kernel/vmcoreinfo: "physical-address size", both hexadecimal, the first with or without 0x."""
+    words = text.split()
+    return (int(words[0], 16), int(words[1], 16)) if len(words) == 2 else None
+
+
+def parse_per_cpu(text: str) -> PerCpu | None:
+    """The kernel's line about its first per-CPU chunk, in its log. None when it isn't there any more."""
+    match = _PER_CPU.search(text)
+    if not match:
+        return None
+    static, reserved, dynamic, unit = map(int, match.groups())
+    return PerCpu(static, static + reserved + dynamic, unit)
+
+
+def parse_sections(text: str) -> dict[str, str]:
+    """The script's output: name -> the lines between `@name` and the next one."""
+    pieces = re.split(r"^@(\w+)\n", text, flags=re.MULTILINE)
+    return dict(zip(pieces[1::2], pieces[2::2], strict=True))
+
+
+def script(cmdline: str) -> str:
+    """What the first kernel's shell is asked to do, in one go: commands cost 50 ms each under emulation.
+
+    kexec has a CPU to itself while the rest is asked: it hashes the whole crash kernel. Every section is printed even
+    if what it asks for is missing.
+    """
+    needed = " ".join(path for path, _ in _NEEDED)
+    return f"""
+{KEXEC} --command-line='{cmdline}' >/tmp/kexec.log 2>&1 &
+echo @missing; for f in {needed}; do [ -e $f ] || echo $f; done
+echo @iomem; cat /proc/iomem
+echo @kallsyms; {symbols.COMMAND}
+echo @notes; for c in /sys/devices/system/cpu/cpu[0-9]*; do
+  [ -e $c/crash_notes ] && read a <$c/crash_notes && read s <$c/crash_notes_size && echo ${{c##*/cpu}} $a $s
+done
+echo @vmcoreinfo; [ -e /sys/kernel/vmcoreinfo ] && cat /sys/kernel/vmcoreinfo
+echo @log; dmesg | grep -i -e percpu: -e crashkernel
+wait $!; status=$?; echo @status; echo $status
+echo @kexec; cat /tmp/kexec.log
+echo @loaded; cat /sys/kernel/kexec_crash_loaded
+true
+"""
+
+
+def arm(shell: Shell, cmdline: str, deadline: Deadline) -> Self:
+    """Ask the first kernel about itself and load the crash kernel, with the kernel's own word that it is loaded.
+
+    cmdline: the crash kernel's. Raises UnsuitableKernel, by CONFIG name, for what the kernel lacks, and
+    GuestCommandFailed with kexec's own words.
+    """
+    told = parse_sections(shell.run(script(cmdline), deadline))
+    missing = told["missing"].split()
+    for path, option in _NEEDED:
+        if path in missing:
+            raise UnsuitableKernel(f"the kernel has no {path}", hint=f"build it with {option}=y")
+    iomem = parse_iomem(told["iomem"])
+    region = _crash_region(iomem, told["log"])
+    found = symbols.parse_kallsyms(told["kallsyms"])
+    if symbols.MACHINE_KEXEC not in found or not any(name in found for name in symbols.PANIC_SYMBOLS):
+        raise UnsuitableKernel(
+            f"/proc/kallsyms shows neither {' nor '.join(symbols.PANIC_SYMBOLS)}, or no {symbols.MACHINE_KEXEC}",
+            hint="build the kernel with CONFIG_KEXEC=y, CONFIG_CRASH_DUMP=y and CONFIG_KALLSYMS=y",
+        )
+    if status := int(told["status"]):
+        raise _explain(GuestCommandFailed(KEXEC, status, told["kexec"]), region)
+    if told["loaded"].strip() != "1":
+        raise GuestCommandFailed(
+            KEXEC, 0, "kexec was content, but /sys/kernel/kexec_crash_loaded is not 1", hint="see console.log"
+        )
+    rows = sorted((int(n), int(a, 16), int(s)) for n, a, s in (row.split() for row in told["notes"].splitlines()))
+    return Self(
+        iomem=iomem,
+        symbols=found,
+        crash_notes=tuple((address, size) for _, address, size in rows),
+        vmcoreinfo=parse_vmcoreinfo(told["vmcoreinfo"]),
+        crash_region=region,
+        per_cpu=parse_per_cpu(told["log"]),
+    )
+
+
+def _crash_region(iomem: tuple[Range, ...], log: str) -> Range:
+    """The memory that crashkernel= reserved; with a high and a low reservation, the larger."""
+    if regions := [r for r in iomem if r.name == "Crash kernel"]:
+        return max(regions, key=lambda r: r.size)
+    words = "\n".join(line for line in log.splitlines() if "crashkernel" in line.lower())
+    raise UnsuitableKernel(
+        f"the kernel reserved no memory for a crash kernel; it says:\n{words or '(nothing about crashkernel)'}",
+        hint="give the guest a crashkernel= that fits into its memory; the kernel needs CONFIG_CRASH_DUMP",
+    )
+
+
+def _explain(problem: GuestCommandFailed, region: Range) -> Exception:
+    """What kexec's words mean for the person who gave the kernel."""
+    words = problem.output
+    if "Function not implemented" in words:
+        return UnsuitableKernel(f"kexec says: {words.strip()}", hint="build the kernel with CONFIG_KEXEC=y")
+    if any(sign in words for sign in ("Could not find a free area", "locate_hole", "Cannot allocate memory")):
+        return UnsuitableKernel(
+            f"the crash kernel does not fit into the {region.size >> 20} MiB reserved; kexec says: {words.strip()}",
+            hint="give the guest a larger crashkernel=",
+        )
+    return problem
+
+
+def load_control(shell: Shell, deadline: Deadline) -> int:
+    """Load the control module into the first kernel. Returns the physical address of its record."""
+    shell.run(f"insmod {CONTROL}", deadline)
+    return int(shell.run("cat /sys/module/*/parameters/record", deadline), 16)

@@ -1,0 +1,112 @@
+"""What a run needs before anything boots: kernels, initramfs, control module, and the machine to start."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import rig
+from rig import catalog
+from rig.guest import initramfs
+from rig.guest.keys import RunKeys
+from rig.guest.packages import PackageCache
+from rig.kernel.modules import build_module
+from rig.model import Guest, Kernel, KernelFiles, KernelIdentity, Options, RunPlan
+from rig.vm import accel
+from rig.vm.qemu import MachineSpec, qemu_version
+
+# panic=-1: a panic that finds no crash kernel resets at once, which is seen as the guest's death; otherwise it would
+# hang until the deadline. Neither nokaslr nor quiet: the rig follows KASLR, and the console is evidence.
+CMDLINE = "console=ttyS0,115200 panic=-1"
+# What Debian's kdump-tools gives a crash kernel. maxcpus=1: the other CPUs are still where the panic left them.
+CRASH_CMDLINE = "console=ttyS0,115200 panic=-1 maxcpus=1 irqpoll reset_devices"
+
+
+@dataclass(frozen=True)
+class Artefacts:
+    """Everything that one run boots. vmlinux: of the first kernel, when the user gave one."""
+
+    kernel: KernelIdentity
+    crash_kernel: KernelIdentity
+    environment: Mapping[str, Any]
+    machine: MachineSpec
+    crash_cmdline: str
+    control: bool
+    vmlinux: Path | None
+
+
+def cmdlines(guest: Guest) -> tuple[str, str]:
+    """The command lines of the first and of the crash kernel (kexec-tools adds elfcorehdr= and memory maps)."""
+    first = f"{CMDLINE} crashkernel={guest.crashkernel} {guest.cmdline}".strip()
+    return first, f"{CRASH_CMDLINE} {guest.crash_cmdline}".strip()
+
+
+@contextmanager
+def prepare(
+    plan: RunPlan, options: Options, keys: RunKeys, run_dir: Path, listener: Callable[[str], None]
+) -> Iterator[Artefacts]:
+    """Fetch, build, put together. The initramfs lives in memory as long as the context: nothing to clean up on disk."""
+    cache = PackageCache(progress=lambda text: listener(f"note: {text}"))
+    guest = plan.guest
+    kernel = cache.kernel(plan.kernel, guest)
+    crash = kernel if plan.crash_kernel == plan.kernel else cache.kernel(plan.crash_kernel, guest)
+    sources = catalog.control(plan.scenario.sabotage)
+    control = build_module(sources, kernel, cache) if sources else None
+    chosen = accel.choose(options.accel, memo=cache.cache.root / "kvm.json")
+    blob = _initramfs(cache, guest, crash, keys, control)
+    first, second = cmdlines(guest)
+    fd = os.memfd_create("rig-initrd")
+    try:
+        with os.fdopen(os.dup(fd), "wb") as out:
+            out.write(blob)
+        yield Artefacts(
+            kernel=_identity(plan.kernel, kernel),
+            crash_kernel=_identity(plan.crash_kernel, crash),
+            environment={
+                "rig": rig.__version__,
+                "qemu": qemu_version(),
+                "accel": chosen.name,
+                "accel_reason": chosen.reason,
+                "cmdline": first,
+                "initramfs": {"bytes": len(blob), "sha256": hashlib.sha256(blob).hexdigest()},
+            },
+            machine=MachineSpec(
+                memory=guest.memory,
+                cpus=guest.cpus,
+                machine=guest.machine,
+                cpu=guest.cpu,
+                accel=chosen.name,
+                kernel=kernel.bzimage,
+                initrd=Path(f"/proc/{os.getpid()}/fd/{fd}"),
+                cmdline=first,
+                run_dir=run_dir,
+            ),
+            crash_cmdline=second,
+            control=control is not None,
+            vmlinux=kernel.vmlinux,
+        )
+    finally:
+        os.close(fd)
+
+
+def _initramfs(cache: PackageCache, guest: Guest, crash: KernelFiles, keys: RunKeys, control: Path | None) -> bytes:
+    """The first kernel's initramfs, which holds the crash kernel's. Each gets only the programs it runs."""
+    init = (catalog.roots()[0] / "guests" / "init" / "init").read_bytes()
+    userland = cache.userland(guest.arch)
+    return initramfs.first(
+        # No modules: the first kernel must not set up a device that writes to memory by DMA.
+        initramfs.base(userland.only("/bin/busybox", "/sbin/kexec"), (), init),
+        crash.bzimage,
+        initramfs.base(userland.only("/bin/busybox", "/usr/sbin/dropbear"), crash.modules, init),
+        initramfs.run_segment(keys.authorized_keys, keys.dropbear_host_key),
+        control,
+    )
+
+
+def _identity(kernel: Kernel, files: KernelFiles) -> KernelIdentity:
+    return KernelIdentity(kernel.name, files.release, files.sha256)

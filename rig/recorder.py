@@ -1,0 +1,114 @@
+"""Captures of a held VM's memory, kept small: `panic` whole, every later checkpoint as what differs from it.
+
+RAM is QEMU's own memory file, shared with the rig; while the VM is held, reading that file is reading the machine.
+What isn't RAM but may change, the VGA text window, is fetched over QMP. At every checkpoint the pgd's page is fetched
+over QMP as well and must equal the file's: a capture that looks at the wrong memory would find nothing changed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rig.errors import ProtocolError
+from rig.evidence import EvidenceWriter
+from rig.memory import image
+from rig.memory.image import FileMemory, FileRange
+from rig.memory.physical import VGA_TEXT
+from rig.model import PAGE_SIZE, Checkpoint, Range
+
+RamRange = tuple[int, int, int]  # physical start, size, offset in the file
+PhysicalRead = Callable[[int, int], bytes]  # address, size; over QMP
+
+
+class Recorder:
+    """One run's captures. The VM must be held during `capture`. A context manager: it owns a copy of RAM in memory."""
+
+    def __init__(self, fd: int, size: int, ram: Sequence[RamRange], read_physical: PhysicalRead) -> None:
+        self._live = fd
+        self._size = size
+        self._ranges = [FileRange(*r) for r in ram]
+        self._read_physical = read_physical
+        self._base = os.memfd_create("rig-panic")
+        self._vga: dict[int, bytes] = {}
+        self._deltas: dict[Checkpoint, dict[int, bytes]] = {}
+        self._hashes: NDArray[np.uint64] | None = None
+        self.captured: list[Checkpoint] = []
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._base)
+
+    @property
+    def live(self) -> FileMemory:
+        """The machine's RAM as it is now."""
+        return FileMemory(self._live, self._ranges)
+
+    @property
+    def at_panic(self) -> FileMemory:
+        return FileMemory(self._base, self._ranges)
+
+    def capture(self, checkpoint: Checkpoint, leave_out: Range | None = None) -> None:
+        """Take memory as it is. The first capture is the one that all others are compared with.
+
+        leave_out: physical addresses of which nothing is kept (the crash region, once the crash kernel runs in it).
+        """
+        window = self._read_physical(VGA_TEXT[0], VGA_TEXT[1] - VGA_TEXT[0])
+        vga = {(VGA_TEXT[0] + at) // PAGE_SIZE: window[at : at + PAGE_SIZE] for at in range(0, len(window), PAGE_SIZE)}
+        if not self.captured:
+            image.copy(self._live, self._base, self._size)
+            self._vga = vga
+        else:
+            pages = {pfn: page for pfn, page in vga.items() if page != self._vga[pfn]}
+            changed = image.changed_pages(self._base, self._live, self._size)
+            for held in self._ranges:
+                inside = changed[(changed * PAGE_SIZE >= held.offset) & (changed * PAGE_SIZE < held.offset + held.size)]
+                for index in inside.tolist():
+                    address = index * PAGE_SIZE - held.offset + held.start
+                    if leave_out is None or address not in leave_out:
+                        pages[address // PAGE_SIZE] = os.pread(self._live, PAGE_SIZE, index * PAGE_SIZE)
+            self._deltas[checkpoint] = pages
+        self.captured.append(checkpoint)
+
+    def cross_check(self, address: int) -> None:
+        """The page at a physical address must be the same over QMP and in the RAM file. ProtocolError if not."""
+        address &= ~(PAGE_SIZE - 1)
+        if self._read_physical(address, PAGE_SIZE) != self.live.read(address, PAGE_SIZE):
+            raise ProtocolError(f"QMP's pmemsave and the RAM file disagree about the page at {address:#x}")
+
+    def changed_pages(self, checkpoint: Checkpoint) -> list[int]:
+        """Pfns of the pages that differ from `panic`."""
+        return sorted(self._deltas[checkpoint])
+
+    def hash_pages(self) -> NDArray[np.uint64]:
+        """xxh3_64 of every page at `panic`, in the RAM file's order. Computed once."""
+        if self._hashes is None:
+            self._hashes = image.page_hashes(self._base, self._size)
+        return self._hashes
+
+    def save(self, writer: EvidenceWriter, wanted: Iterable[int]) -> None:
+        """Write what was captured. wanted: physical addresses whose pages are kept from `panic` in any case."""
+        if not self.captured:
+            return
+        writer.write_hashes(self.hash_pages())
+        memory = self.at_panic
+        pfns = {address // PAGE_SIZE for address in wanted}
+        for checkpoint, pages in self._deltas.items():
+            writer.write_pages(checkpoint, pages)
+            pfns |= set(pages)
+        base = dict(self._vga)
+        base |= {pfn: memory.read(pfn * PAGE_SIZE, PAGE_SIZE) for pfn in pfns - set(self._vga)}
+        writer.write_pages(Checkpoint.PANIC, base)
+
+    def find(self, token: bytes, page: int) -> tuple[int, int] | None:
+        """Where `token` is repeated in a page at `panic`: (offset in the page, bytes); None when it is not there."""
+        blob = self.at_panic.read(page, PAGE_SIZE)
+        at = end = blob.find(token)
+        while at >= 0 and blob.startswith(token, end):
+            end += len(token)
+        return (at, end - at) if end - at >= 2 * len(token) else None

@@ -1,0 +1,83 @@
+"""What is looked up in memory as it was at `panic`, while the crash kernel boots. Reads captures, drives nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rig.errors import EvidenceError
+from rig.evidence import Facts
+from rig.memory import paging
+from rig.memory.levels import Flags
+from rig.memory.pagetypes import PageTypes, parse_vmcoreinfo
+from rig.memory.walk import AddressSpace, walk
+from rig.model import PAGE_SIZE, Checkpoint
+from rig.recorder import Recorder
+
+USER_DATA = Flags.USER | Flags.WRITABLE
+
+
+@dataclass(frozen=True)
+class Survey:
+    """tables, other_tables, slab_pages: physical addresses, as in Facts. pattern: virtual, physical, bytes."""
+
+    tables: tuple[int, ...]
+    other_tables: tuple[int, ...]
+    slab_pages: tuple[int, ...]
+    pattern: tuple[int, int, int]
+
+
+def survey(recorder: Recorder, facts: Facts, other_cr3s: Sequence[int], token: bytes) -> Survey:
+    """Walk the crashed task's tables, find the pattern in its memory; hash memory, which takes a while as well.
+
+    other_cr3s: of the CPUs that did not panic. Raises EvidenceError when the pattern is not there.
+    """
+    assert facts.mode is not None
+    assert facts.cr3 is not None
+    recorder.hash_pages()
+    space = walk(recorder.at_panic, facts.mode, facts.cr3)
+    others = [walk(recorder.at_panic, facts.mode, cr3) for cr3 in other_cr3s]
+    return Survey(
+        tables=_table_pages([space]),
+        other_tables=_table_pages(others),
+        slab_pages=_slab_pages(recorder, facts),
+        pattern=_find_pattern(recorder, space, token),
+    )
+
+
+def _table_pages(spaces: Sequence[AddressSpace]) -> tuple[int, ...]:
+    """The pages that hold the tables, physical, once each; a root's before its children's."""
+    return tuple(dict.fromkeys(t.address & ~(PAGE_SIZE - 1) for space in spaces for t in space.tables))
+
+
+def _find_pattern(recorder: Recorder, space: AddressSpace, token: bytes) -> tuple[int, int, int]:
+    """The first page of the task's own data that holds the token, repeated: (virtual, physical, bytes)."""
+    own = (space.flags & USER_DATA == USER_DATA) & (space.size == PAGE_SIZE)
+    for virtual, physical in zip(space.virtual[own].tolist(), space.physical[own].tolist(), strict=True):
+        if found := recorder.find(token, physical):
+            offset, length = found
+            return virtual + offset, physical + offset, length
+    raise EvidenceError("the pattern is nowhere in the crashing task's own memory: another task died of the panic")
+
+
+def _slab_pages(recorder: Recorder, facts: Facts) -> tuple[int, ...]:
+    """Pages of slab objects that changed before `machine-kexec`, while other CPUs still ran.
+
+    None when the kernel has no vmcoreinfo, or doesn't say enough in it: their bytes then stay without an owner.
+    """
+    mode, cr3 = facts.mode, facts.cr3
+    assert mode is not None
+    assert cr3 is not None
+    memory = recorder.at_panic
+    if facts.vmcoreinfo is None:
+        return ()
+
+    def read(virtual: int, size: int) -> bytes:
+        return memory.read(paging.translate(memory, mode, cr3, virtual).physical, size)
+
+    types = PageTypes(read, parse_vmcoreinfo(memory.read(*facts.vmcoreinfo)), facts.plan.guest.arch.word)
+    try:
+        changed = recorder.changed_pages(Checkpoint.MACHINE_KEXEC)
+        return tuple(pfn * PAGE_SIZE for pfn in changed if types.is_slab(pfn))
+    except LookupError:
+        return ()

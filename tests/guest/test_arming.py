@@ -1,0 +1,59 @@
+"""What the first kernel says about itself."""
+
+from __future__ import annotations
+
+from rig.errors import GuestCommandFailed, UnsuitableKernel
+from rig.evidence import PerCpu
+from rig.guest.arming import _explain, parse_iomem, parse_per_cpu, parse_sections, parse_vmcoreinfo
+from rig.model import Range
+
+IOMEM = """\
+00001000-0009fbff : System RAM
+00100000-1ffdffff : System RAM
+  0aa00000-0b801d31 : Kernel code
+  15000000-1effffff : Crash kernel
+not a line of it
+"""
+
+
+def test_iomem_keeps_depth_and_order() -> None:
+    ranges = parse_iomem(IOMEM)
+    assert [(r.name, r.depth) for r in ranges] == [
+        ("System RAM", 0),
+        ("System RAM", 0),
+        ("Kernel code", 1),
+        ("Crash kernel", 1),
+    ]
+    assert ranges[3] == Range(0x15000000, 0x1EFFFFFF, "Crash kernel", 1)
+    assert ranges[3].size == 160 << 20
+
+
+def test_vmcoreinfo_is_two_hex_words_or_nothing() -> None:
+    assert parse_vmcoreinfo("0x0000000004b2c000 1024\n") == (0x4B2C000, 0x1024)
+    assert parse_vmcoreinfo("4b2c000 1000") == (0x4B2C000, 0x1000)
+    assert parse_vmcoreinfo("") is None
+
+
+def test_kexecs_words_are_explained_by_config_name() -> None:
+    absent = _explain(
+        GuestCommandFailed("kexec -p", 255, "kexec_load failed: Function not implemented"), parse_iomem(IOMEM)[3]
+    )
+    assert isinstance(absent, UnsuitableKernel)
+    assert "CONFIG_KEXEC" in absent.hint
+    small = _explain(
+        GuestCommandFailed("kexec -p", 255, "Could not find a free area of memory of 0x..."), parse_iomem(IOMEM)[3]
+    )
+    assert "160 MiB" in str(small)
+    other = GuestCommandFailed("kexec -p", 1, "whatever else")
+    assert _explain(other, parse_iomem(IOMEM)[3]) is other
+
+
+def test_sections_may_be_empty() -> None:
+    text = "@missing\n@iomem\n0-1 : a\n2-3 : b\n@log\nuser@host\n@loaded\n1\n"
+    assert parse_sections(text) == {"missing": "", "iomem": "0-1 : a\n2-3 : b\n", "log": "user@host\n", "loaded": "1\n"}
+
+
+def test_the_per_cpu_chunk_in_the_kernels_words() -> None:
+    line = "[    0.068413] percpu: Embedded 62 pages/cpu s217088 r8192 d28672 u1048576\n"
+    assert parse_per_cpu("setup_percpu: NR_CPUS:8192\n" + line) == PerCpu(217088, 62 * 4096, 1048576)
+    assert parse_per_cpu("nothing of it") is None
