@@ -1,0 +1,195 @@
+"""Commands and exit codes, nothing else. Rooms are imported by the command that needs them: --help must be quick."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import rig
+from rig import commands
+from rig.errors import Cancelled, RigError
+from rig.model import Options
+
+Act = Callable[[argparse.Namespace], int]
+Add = Callable[[argparse.ArgumentParser], None]
+
+CANCELLED = 130  # what a shell reports for a program ended by Ctrl-C
+
+EXIT_CODES = """\
+exit codes:
+  0    everything judged, every verdict as the scenario expects
+  1    judged, and a check failed that should have passed, or a sabotage went unnoticed
+  2    the request is wrong: unknown name, bad file, missing option
+  3    could not judge: QEMU died, the guest hung, something is missing on this machine
+  130  cancelled (Ctrl-C or SIGTERM)
+"""
+
+EXAMPLES = """\
+examples:
+  rig run panic                                   every guest of the scenario, Debian's kernels
+  rig run panic --guest pae                       one guest
+  rig run panic --guest x86_64 --kernel arch/x86/boot/bzImage --vmlinux vmlinux
+                                                  your own kernel, as first and as crash kernel
+  rig run panic --json | jq .runs[].result.verdict
+  rig check results/DIR                           judge saved evidence again, without a guest
+"""
+
+
+# ---------------------------------------------------------------- the command line
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="rig",
+        description="Crash x86 kernels on purpose and prove what kexec and kdump did to their memory.",
+        epilog=f"{EXAMPLES}\n{EXIT_CODES}\n`rig COMMAND --help` says more about a command.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=f"rig {rig.__version__}")
+    commands_ = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, text: str, act: Act, *options: Add, epilog: str = EXIT_CODES) -> argparse.ArgumentParser:
+        sub = commands_.add_parser(
+            name,
+            help=text,
+            description=f"{text[0].upper()}{text[1:]}.",
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        sub.set_defaults(act=act)
+        for add in options:
+            add(sub)
+        sub.add_argument("--json", action="store_true", help="print one JSON document on stdout")
+        return sub
+
+    run = command(
+        "run",
+        "run a scenario and judge it",
+        commands.run,
+        *(_add_selection, _add_manner, _add_catalogue),
+        epilog=f"{EXAMPLES}\n{EXIT_CODES}",
+    )
+    run.add_argument("scenario", metavar="SCENARIO", help="a name from `rig list scenarios`")
+    check = command("check", "judge saved evidence again, without a guest", commands.check)
+    check.add_argument("directories", nargs="+", type=Path, metavar="RESULT_DIR")
+    report = command("report", "write reports from saved evidence", commands.report)
+    report.add_argument("directories", nargs="+", type=Path, metavar="RESULT_DIR")
+    report.add_argument("--html", type=Path, metavar="DIR", help="where to (default: report.html in each RESULT_DIR)")
+    lists = command("list", "list what there is to choose from", commands.list_, _add_catalogue)
+    lists.add_argument("what", nargs="?", choices=commands.LISTS, metavar="WHAT", help=", ".join(commands.LISTS))
+    command("fetch", "download what runs need, to run offline", commands.fetch, _add_selection, _add_catalogue)
+    about = "sabotage runs on purpose and see that it is noticed"
+    command("selftest", about, commands.selftest, _add_guest, _add_manner, _add_catalogue)
+    about = "measure the rig against bare boots"
+    bench = command("bench", about, commands.bench, _add_guest, _add_accel, _add_catalogue)
+    bench.add_argument("what", nargs="?", default="run", choices=("run",), help="default: run")
+    command("doctor", "say what this machine has and lacks", commands.doctor, _add_results, _add_catalogue)
+    return top
+
+
+def _add_selection(sub: argparse.ArgumentParser) -> None:
+    _add_guest(sub)
+    sub.add_argument("--kernel", metavar="NAME|BZIMAGE", help="default: the guest's own")
+    sub.add_argument("--vmlinux", type=Path, metavar="FILE", help="the kernel's vmlinux, for names in reports")
+    sub.add_argument("--crash-kernel", metavar="NAME|BZIMAGE", help="default: the same as the kernel")
+
+
+def _add_guest(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--guest", action="append", default=[], metavar="NAME", help="repeatable; default: those of the scenario"
+    )
+
+
+def _add_manner(sub: argparse.ArgumentParser) -> None:
+    _add_results(sub)
+    sub.add_argument("--jobs", type=_count, default=0, metavar="N", help="guests at a time; default: what fits")
+    sub.add_argument("--seed", type=int, metavar="N", help="of what a sabotage chooses at random; always recorded")
+    sub.add_argument("--keep-memory", action="store_true", help="keep whole memory images with the evidence")
+    _add_accel(sub)
+
+
+def _add_accel(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--accel",
+        choices=("auto", "tcg", "kvm"),
+        default="auto",
+        help="auto takes KVM only when a trial shows that it works (default)",
+    )
+    sub.add_argument(
+        "--deadline",
+        type=_seconds,
+        default=Options.deadline,
+        metavar="SECONDS",
+        help="the longest that a phase may take (default: %(default)g)",
+    )
+
+
+def _add_results(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--results", type=Path, default=Options.results, metavar="DIR", help="default: %(default)s/")
+
+
+def _add_catalogue(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--catalogue",
+        action="append",
+        type=Path,
+        default=[],
+        metavar="DIR",
+        help="a directory with guests/, kernels/, scenarios/ of your own; repeatable (also: RIG_CATALOGUE)",
+    )
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
+    return seconds
+
+
+# ---------------------------------------------------------------- main
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Returns the exit code; argparse itself exits with 2 for what it refuses."""
+    args = parser().parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # not so where somebody captures it
+        sys.stdout.reconfigure(errors="backslashreplace")  # signs like a tick, in a locale that has none
+    try:
+        code: int = args.act(args)
+        sys.stdout.flush()
+    except Cancelled as error:
+        return _cancelled(error.message)
+    except RigError as error:
+        return _refuse(error, args.json)
+    except KeyboardInterrupt:
+        return _cancelled("cancelled")
+    except BrokenPipeError:
+        # Whoever read the output has gone (`rig list | head`); what is still buffered must not fail at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return code
+
+
+def _cancelled(text: str) -> int:
+    print(f"rig: {text}", file=sys.stderr)
+    return CANCELLED
+
+
+def _refuse(error: RigError, as_json: bool) -> int:
+    print(f"rig: {error}", file=sys.stderr)
+    if as_json:
+        commands.print_json({"error": {"kind": type(error).__name__, "message": error.message, "hint": error.hint}})
+    return error.exit_code

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import io
+
+from rich.console import Console
+
+from rig.progress import LiveProgress, PlainProgress, Progress, open_progress
+
+
+class Clock:
+    """Seconds that pass only when told to."""
+
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def drive(progress: Progress, clock: Clock) -> None:
+    progress.start("panic@pae/k")
+    progress.say("panic@pae/k", "boot")
+    clock.now += 7.125
+    progress.say("panic@pae/k", "arm")
+    clock.now += 0.5
+    progress.say("panic@pae/k", "note: dropbear took [its] time")
+
+
+def test_plain_lines_say_how_long_each_phase_took() -> None:
+    stream, clock = io.StringIO(), Clock()
+    progress = PlainProgress(stream, clock)
+    drive(progress, clock)
+    progress.end("panic@pae/k", "pass")
+    assert stream.getvalue().splitlines() == [
+        "panic@pae/k: started",
+        "panic@pae/k: boot 7.1 s",
+        "panic@pae/k: note: dropbear took [its] time",
+        "panic@pae/k: arm 0.5 s",
+        "panic@pae/k: pass 7.6 s in all",
+    ]
+
+
+def test_live_table_fits_80_columns() -> None:
+    stream, clock = io.StringIO(), Clock()
+    console = Console(file=stream, width=80, force_terminal=True, color_system=None)
+    progress = LiveProgress(console, clock)
+    drive(progress, clock)
+    long = "overwritten-pgd@a-guest-with-a-very-long-name-of-its-own/linux-6.19-rc1-next-20261122"
+    progress.start(long)
+    progress.say(long, "crash-kernel")
+    console.print(progress.table())
+    note, pae, other = stream.getvalue().splitlines()
+    assert note.rstrip() == "panic@pae/k: note: dropbear took [its] time"
+    assert pae.split() == ["panic@pae/k", "arm", "0.5", "s", "7.6", "s"]
+    assert other.startswith("overwritten-pgd@a-guest-with-a-very-long-…")
+    assert other.split()[1:] == ["crash-kernel", "0.0", "s", "0.0", "s"]
+    assert max(len(pae), len(other)) <= 80
+
+
+def test_live_table_stops_counting_at_the_end() -> None:
+    stream, clock = io.StringIO(), Clock()
+    console = Console(file=stream, width=80, color_system=None)
+    progress = LiveProgress(console, clock)
+    progress.start("panic@pae/k")
+    clock.now += 3
+    progress.end("panic@pae/k", "pass")
+    clock.now += 50
+    console.print(progress.table())
+    assert stream.getvalue().split() == ["panic@pae/k", "pass", "3.0", "s"]
+
+
+def test_what_is_no_terminal_gets_plain_lines() -> None:
+    with open_progress(io.StringIO()) as progress:
+        assert isinstance(progress, PlainProgress)
