@@ -371,6 +371,9 @@ class Evidence:
     # what the report needs
 
     def console(self) -> str:
+        """What the guest printed; nothing when the run broke off before there was a guest."""
+        if self.facts.broke_off is not None and not (self.path / "console.log").exists():
+            return ""
         return self._read("console.log").decode("utf-8", "replace")
 
     def registers(self) -> Mapping[str, tuple[CpuState, ...]]:

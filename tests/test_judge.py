@@ -12,6 +12,7 @@ from rig.errors import RequestError
 from rig.evidence import Evidence, to_json
 from rig.judge import judge, judge_dir
 from rig.model import Checkpoint, CheckResult, Failure, PagingMode, RunResult, Verdict
+from rig.report.html import render_run
 from tests.forge import CRASH, NOTES, PANIC_RIP, PGD, STACK, Machine
 from tests.memory.forged_vmcore import vmcore_i386
 
@@ -59,6 +60,15 @@ def test_a_run_that_broke_off_is_an_error_even_if_every_check_passes(machine: Ma
     result = judge(machine.write(tmp_path))
     assert result.verdict is Verdict.ERROR
     assert result.surprise == "could not judge"
+
+
+def test_a_run_that_broke_off_before_there_was_a_guest_has_a_report(machine: Machine, tmp_path: Path) -> None:
+    machine.learn(broke_off=replace(HUNG, kind="PackageError", message="no package", phase="prepare"), captured=())
+    evidence = machine.write(tmp_path)
+    (evidence.path / "console.log").unlink()
+    page = render_run(judge(evidence), evidence)
+    assert "could not judge" in page
+    assert "no package" in page
 
 
 def test_what_is_no_evidence_directory_is_a_wrong_request(tmp_path: Path) -> None:
@@ -161,10 +171,16 @@ def test_owners_are_named_and_bytes_counted(machine: Machine, tmp_path: Path) ->
 
 def test_with_a_vmlinux_the_owner_is_a_symbol(machine: Machine, tmp_path: Path) -> None:
     text = 0xC1000000  # virtual, of physical 0xc0000
-    machine.symbols = {"_text": text, "panic_cpu": text + 0x40010, "next": text + 0x40014}
+    machine.symbols = {
+        "_text": text,
+        "panic_cpu": text + 0x40010,
+        "next": text + 0x40014,
+        "absolute": 1,
+        "far": 1 << 60,
+    }
     machine.change(Checkpoint.HANDOVER, 0x100010, b"xxxx!")
     found = verdict(machine, tmp_path, "memory-accounted")
-    assert {e["owner"]: e["bytes"] for e in found.figures["owners"]} == {"kernel panic_cpu": 4, "kernel .data": 1}
+    assert {e["owner"]: e["bytes"] for e in found.figures["owners"]} == {"kernel panic_cpu": 4, "kernel next": 1}
 
 
 def test_slab_objects_may_change_only_while_other_cpus_run(machine: Machine, tmp_path: Path) -> None:

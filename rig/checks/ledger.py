@@ -124,9 +124,12 @@ def _symbol_claims(evidence: Evidence) -> list[Claim]:
     placed = sorted((address - text + code.start, name) for name, address in evidence.symbols.items())
     changed = {pfn for c in facts.captured if c is not Checkpoint.PANIC for pfn in evidence.pages(c)}
     writable = [r for r in facts.iomem if r.name in ("Kernel data", "Kernel bss")]
-    for (start, name), (end, _) in pairwise(placed):
-        pages = range(start // PAGE_SIZE, (end - 1) // PAGE_SIZE + 1)
-        if not changed.isdisjoint(pages) and any(start in section for section in writable):
+    for (start, name), (following, _) in pairwise(placed):
+        section = next((r for r in writable if start in r), None)
+        if section is None:
+            continue  # before asking about its pages: absolute symbols lie terabytes apart
+        end = min(following, section.last + 1)
+        if start < end and not changed.isdisjoint(range(start // PAGE_SIZE, (end - 1) // PAGE_SIZE + 1)):
             claims.append(Claim(start, end, f"kernel {name}"))
     return claims
 

@@ -146,6 +146,8 @@ def _explain(problem: GuestCommandFailed, region: Range) -> Exception:
     words = problem.output
     if "Function not implemented" in words:
         return UnsuitableKernel(f"kexec says: {words.strip()}", hint="build the kernel with CONFIG_KEXEC=y")
+    if "/proc/kcore" in words:
+        return UnsuitableKernel(f"kexec says: {words.strip()}", hint="build the kernel with CONFIG_PROC_KCORE=y")
     if any(sign in words for sign in ("Could not find a free area", "locate_hole", "Cannot allocate memory")):
         return UnsuitableKernel(
             f"the crash kernel does not fit into the {region.size >> 20} MiB reserved; kexec says: {words.strip()}",

@@ -35,6 +35,7 @@ NEEDED: Mapping[str, str] = {
     "CONFIG_BINFMT_ELF": "programs are ELF files",
     "CONFIG_BINFMT_SCRIPT": "/init is a script",
     "CONFIG_PROC_FS": "/proc",
+    "CONFIG_PROC_KCORE": "kexec -p finds the kernel's addresses in /proc/kcore",
     "CONFIG_SYSFS": "/sys/kernel/kexec_crash_loaded",
 }
 

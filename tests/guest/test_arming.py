@@ -40,6 +40,11 @@ def test_kexecs_words_are_explained_by_config_name() -> None:
     )
     assert isinstance(absent, UnsuitableKernel)
     assert "CONFIG_KEXEC" in absent.hint
+    blind = _explain(
+        GuestCommandFailed("kexec -p", 255, "Cannot open /proc/kcore: No such file or directory"), parse_iomem(IOMEM)[3]
+    )
+    assert isinstance(blind, UnsuitableKernel)
+    assert "CONFIG_PROC_KCORE" in blind.hint
     small = _explain(
         GuestCommandFailed("kexec -p", 255, "Could not find a free area of memory of 0x..."), parse_iomem(IOMEM)[3]
     )
