@@ -63,7 +63,7 @@ def _find_pattern(recorder: Recorder, space: AddressSpace, token: bytes) -> tupl
 def _slab_pages(recorder: Recorder, facts: Facts) -> tuple[int, ...]:
     """Pages of slab objects that changed before `machine-kexec`, while other CPUs still ran.
 
-    None when the kernel has no vmcoreinfo, or doesn't say enough in it: their bytes then stay without an owner.
+    Empty when the kernel has no vmcoreinfo, or doesn't say enough in it: their bytes then stay without an owner.
     """
     mode, cr3 = facts.mode, facts.cr3
     assert mode is not None

@@ -15,7 +15,6 @@ from rig.model import Checkpoint, CheckResult, Verdict
 FRAME = 1024
 # How far behind the function's first instruction the saved RIP may lie.
 FUNCTION = 4096
-CALLEE_SAVED = {"rbx", "rbp", "r12", "r13", "r14", "r15"}
 
 
 @check(
