@@ -24,6 +24,7 @@ from rig.errors import CatalogueError, RequestError
 from rig.model import Guest, Kernel, Scenario, Verdict
 
 GUESTS, KERNELS, SCENARIOS = "guests", "kernels", "scenarios"
+SUITE = re.compile(r"[a-z][a-z0-9-]*")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # ids are SCENARIO@GUEST/KERNEL: neither @ nor / in a name
 
 Entry = Guest | Kernel | Scenario
@@ -219,8 +220,17 @@ def _complaints(entry: Entry) -> Iterable[tuple[str, str]]:
 
 
 def _kernel_complaints(kernel: Kernel) -> Iterable[tuple[str, str]]:
-    if bool(kernel.package) == (kernel.image is not None):
-        yield "package", "exactly one of package and image must be given"
+    if sum([bool(kernel.package), bool(kernel.source), kernel.image is not None]) != 1:
+        yield "package", "exactly one of package, source and image must be given"
+    if kernel.suite and not SUITE.fullmatch(kernel.suite):
+        yield "suite", f"{kernel.suite!r} is no suite's name, like bullseye or bookworm-backports"
+    if kernel.suite and kernel.image is not None:
+        yield "suite", "only with package or source"
+    if kernel.source and not kernel.config:
+        yield "config", "a kernel built from source needs at least one fragment"
+    for key, given in (("config", bool(kernel.config)), ("patch", bool(kernel.patch))):
+        if given and not kernel.source:
+            yield key, "only with source"
     try:
         re.compile(kernel.package.replace("{flavour}", "amd64"))
     except re.error as error:
@@ -255,7 +265,8 @@ def _check_references(catalogue: Catalogue, known: Registries, sabotages: Sequen
             (SCENARIOS, scenario.name, "trigger", [scenario.trigger], known.triggers),
             (SCENARIOS, scenario.name, "checks", scenario.checks, known.checks),
             (SCENARIOS, scenario.name, "guests", scenario.guests, catalogue.guests),
-            (SCENARIOS, scenario.name, "sabotage", filter(None, [scenario.sabotage]), sabotages),
+            (SCENARIOS, scenario.name, "kernel", filter(None, [scenario.kernel]), catalogue.kernels),
+            (SCENARIOS, scenario.name, "sabotage", scenario.sabotage.split()[:1], sabotages),
         ]
     for part, owner, key, names, valid in references:
         for name in names:

@@ -88,14 +88,29 @@ class Guest:
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel by name. From packages (patterns with {flavour}), or the user's own image."""
+    """A kernel by name: from packages, built from a distribution's source, or the user's own image.
+
+    In package, headers and config, {flavour} is replaced by the guest's.
+    """
 
     name: str
     description: str
-    package: str = ""  # regular expression for image package names, {flavour} is replaced
+    package: str = ""  # regular expression for image package names
+    suite: str = ""  # the suite that packages come from; empty: whatever the machine's own sources carry
     headers: str = ""  # the headers package for a given {release}, for building modules
+    source: str = ""  # the package with the source, to build it from: linux-source-6.1
+    config: tuple[str, ...] = ()  # names of fragments in kernels/config/, put on top of tinyconfig
+    patch: str = ""  # name of a patch in kernels/controls/, applied to the source before it is built
     image: Path | None = None  # a bzImage of the user's
     vmlinux: Path | None = None
+
+
+class Dump(enum.StrEnum):
+    """How much of /proc/vmcore is fetched, and how."""
+
+    HEADERS = "headers"  # ELF header, program headers, notes, and the pgd's page
+    RAW = "raw"  # all of it, as it is
+    MAKEDUMPFILE = "makedumpfile"  # what makedumpfile leaves of it in the guest
 
 
 @dataclass(frozen=True)
@@ -107,7 +122,11 @@ class Scenario:
     trigger: str
     checks: tuple[str, ...]
     guests: tuple[str, ...]
-    sabotage: str = ""  # name of a control in kernels/controls, loaded before the trigger
+    kernel: str = ""  # name of the Kernel used unless --kernel says otherwise; empty: the guest's
+    dump: Dump = Dump.HEADERS
+    # A control in kernels/controls, loaded before the trigger, with its module parameters ("damage what=pte"), or an
+    # injection: damage that the rig does through the debugger.
+    sabotage: str = ""
     expect: Verdict = Verdict.PASS
     expect_failed: tuple[str, ...] = ()  # with expect = "fail": exactly these checks fail
 
@@ -158,6 +177,7 @@ class KernelFiles:
     sha256: str
     modules: tuple[Path, ...] = ()
     vmlinux: Path | None = None
+    suite: str = ""  # of its packages, as in Kernel
 
 
 @dataclass(frozen=True)

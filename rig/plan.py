@@ -23,8 +23,8 @@ def plan(
     """One RunPlan for each scenario and guest, in the order asked for.
 
     guests: names; empty means those that each scenario lists. A guest named here need not be listed there.
-    kernel, crash_kernel: a name of the catalogue or the path of an image; None means the guest's own kernel, and
-    for the crash kernel the same kernel as the first.
+    kernel, crash_kernel: a name of the catalogue or the path of an image; None means the scenario's kernel or, when it
+    names none, the guest's, and for the crash kernel the same kernel as the first.
 
     :raise RequestError: an unknown name, a file that isn't there, one image for several guests, or nothing selected
     """
@@ -52,7 +52,7 @@ def _cell(
     crash: Kernel | None,
     vmlinux: Path | None,
 ) -> RunPlan:
-    first = chosen or catalogue.kernels[guest.kernel]
+    first = chosen or catalogue.kernels[scenario.kernel or guest.kernel]
     if vmlinux is not None:
         first = replace(first, vmlinux=vmlinux.absolute())
     return RunPlan(scenario=scenario, guest=guest, kernel=first, crash_kernel=crash or first)

@@ -147,7 +147,7 @@ def test_a_users_own_catalogue(conductor: Conductor, tmp_path: Path, monkeypatch
     [
         ("run pnic", "unknown scenario 'pnic'; did you mean 'panic'?"),
         ("run panic --guest x86-64", "unknown guest 'x86-64'; did you mean 'x86_64'?"),
-        ("run panic --kernel debian-6", "unknown kernel 'debian-6'; did you mean 'debian-6.1'?"),
+        ("run panic --kernel debain-6.1", "unknown kernel 'debain-6.1'; did you mean 'debian-6.1'?"),
         ("run panic --guest pae --kernel no/such", "no such file: no/such"),
         ("run panic --catalogue nowhere", "nowhere is not a catalogue directory"),
         ("run panic --results file/below", "the results directory file/below can't be written: Not a directory"),

@@ -45,6 +45,11 @@ Dir::Cache::pkgcache "pkgcache.bin";
 Dir::Cache::srcpkgcache "srcpkgcache.bin";
 """
 
+_TARGET = "$(REPO_URI) $(RELEASE) $(COMPONENT)"  # a line for each index: what is repeated for another suite
+_KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")  # package debian-archive-keyring
+# Archives that go with a suite and are part of it; others (backports) are suites of their own.
+_SAME_SUITE = ("", "-updates", "-security")
+
 _OUT_OF_STEP = re.compile(r"unexpected size|Hash Sum mismatch", re.IGNORECASE)
 _DEADLINE = 900.0  # seconds for one apt command; its own timeouts notice a dead mirror long before
 
@@ -72,9 +77,40 @@ def source_lines(environment: Mapping[str, str]) -> str | None:
     mirror = environment.get("RIG_MIRROR")
     if not mirror:
         return None
-    keyring = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
-    signed = f"[signed-by={keyring}] " if keyring.exists() else ""
-    return f"deb {signed}{mirror} {environment.get('RIG_SUITE') or 'stable'} main\n"
+    return _source_line(mirror, environment.get("RIG_SUITE") or "stable", "main")
+
+
+def suite_sources(targets: str, suite: str) -> str:
+    """sources.list text for another suite, from the mirrors of a configuration that works.
+
+    targets: what `apt-get indextargets` prints about that configuration, in _TARGET's format. A plain suite (bullseye)
+    is looked for wherever the configuration's own suite, its -updates or its -security lie; one with a suffix
+    (bookworm-backports) where the suite with that suffix lies, else where the plain one does. Flat sources, which
+    know no suites, are left out. Empty when nothing is left.
+    """
+    named: dict[tuple[str, str, str], None] = {}  # mirror, suffix, component: in their order, once each
+    for line in targets.splitlines():
+        mirror, release, component = line.split(" ")
+        if component and not release.endswith("/"):
+            named[mirror, _suffix(release), component] = None
+    wanted = _suffix(suite)
+    if wanted:
+        suffix = wanted if any(have == wanted for _, have, _ in named) else ""
+        places = [(mirror, suite, component) for mirror, have, component in named if have == suffix]
+    else:
+        places = [(mirror, suite + have, component) for mirror, have, component in named if have in _SAME_SUITE]
+    return "".join(_source_line(*place) for place in places)
+
+
+def _suffix(release: str) -> str:
+    """What follows the release's own name: -security of bookworm-security."""
+    return "".join(release.partition("-")[1:])
+
+
+def _source_line(mirror: str, suite: str, component: str) -> str:
+    """A line of sources.list. Without Debian's keyring file, it is apt's own trusted keys that count."""
+    signed = f"[signed-by={_KEYRING}] " if _KEYRING.exists() else ""
+    return f"deb {signed}{mirror} {suite} {component}\n"
 
 
 def host_arch() -> Arch:
@@ -183,6 +219,12 @@ class Apt:
             )
         for trouble in self.troubles:
             self.progress(f"without a package source ({self.arch}): {trouble}")
+
+    def targets(self) -> str:
+        """The indexes that the sources name, fetched or not, a line each in _TARGET's format. Asks no network."""
+        self._prepare()
+        options = ("--no-release-info", f"--format={_TARGET}", "Created-By: Packages")
+        return self._run("apt-get", "indextargets", *options).stdout
 
     def names(self, pattern: str) -> list[str]:
         """Names in the index that the regular expression matches in full, in no particular order."""

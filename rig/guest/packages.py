@@ -6,7 +6,8 @@ until it is asked to (refresh).
     debs/SHA256/NAME.deb                as downloaded
     trees/...                           unpacked
     ORIGIN/apt/ARCH/                    apt's private state
-    ORIGIN/records/ARCH/WHAT.json       what was resolved. ORIGIN: `system`, or a hash of RIG_MIRROR's lines
+    ORIGIN/records/ARCH/WHAT.json       what was resolved. ORIGIN: `system`, or a hash of RIG_MIRROR's lines; and
+                                        the suite, where a kernel names one
 """
 
 from __future__ import annotations
@@ -122,26 +123,34 @@ class PackageCache:
     ) -> None:
         self.progress = progress
         self.cache = Cache(root or default_root(), progress, refresh=refresh)
-        self._repository = Repository(self.cache, progress, source_lines(os.environ) if sources is None else sources)
+        self._sources = source_lines(os.environ) if sources is None else sources
+        self._repositories: dict[str, Repository] = {}
 
-    def package(self, name: str, arch: Arch) -> Package:
-        """A package, unpacked."""
+    def _repository(self, suite: str = "") -> Repository:
+        """The machine's package sources or, of their mirrors, another suite."""
+        if suite not in self._repositories:
+            self._repositories[suite] = Repository(self.cache, self.progress, self._sources, suite)
+        return self._repositories[suite]
+
+    def package(self, name: str, arch: Arch, suite: str = "") -> Package:
+        """A package, unpacked. suite: instead of those that the machine's own sources carry."""
+        repository = self._repository(suite)
 
         def make() -> _PackageRecord:
-            [(candidate, deb)] = self._repository.obtain(arch, [name])
+            [(candidate, deb)] = repository.obtain(arch, [name])
             tree = self._tree(candidate, deb)
             return _PackageRecord(
                 candidate.version, candidate.sha256, self.cache.relative(deb), self.cache.relative(tree)
             )
 
-        record = self.cache.recorded(self._record(arch, "package", name), _PackageRecord, make)
+        record = self.cache.recorded(self._record(repository, arch, "package", name), _PackageRecord, make)
         deb, tree = self.cache.root / record.deb, self.cache.root / record.tree
         return Package(name, record.version, arch, record.sha256, deb, tree)
 
     def matching(self, pattern: str, arch: Arch) -> list[str]:
         """Names of packages that the regular expression matches in full, newest version first. Asks apt."""
         with self.cache.locked():
-            return [candidate.name for candidate in self._repository.matching(arch, pattern)]
+            return [candidate.name for candidate in self._repository().matching(arch, pattern)]
 
     def kernel(self, kernel: Kernel, guest: Guest) -> KernelFiles:
         """A kernel ready to boot: the user's image, or the newest package that really downloads.
@@ -151,8 +160,9 @@ class PackageCache:
         if kernel.image is not None:
             return users_kernel(kernel, kernel.image, guest, self.progress)
         pattern = kernel.package.replace("{flavour}", re.escape(guest.flavour))
-        key = self._record(guest.arch, f"kernel-{guest.flavour}", pattern, *_MODULES)
-        record = self.cache.recorded(key, _KernelRecord, lambda: self._packaged_kernel(guest.arch, pattern))
+        repository = self._repository(kernel.suite)
+        key = self._record(repository, guest.arch, f"kernel-{guest.flavour}", pattern, *_MODULES)
+        record = self.cache.recorded(key, _KernelRecord, lambda: self._packaged_kernel(repository, guest.arch, pattern))
         return KernelFiles(
             name=kernel.name,
             release=record.release,
@@ -161,21 +171,23 @@ class PackageCache:
             sha256=record.sha256,
             modules=tuple(self.cache.root / module for module in record.modules),
             vmlinux=kernel.vmlinux,
+            suite=kernel.suite,
         )
 
     def userland(self, arch: Arch) -> Userland:
         """PROGRAMS and all the libraries they load."""
+        repository = self._repository()
 
         def make() -> _UserlandRecord:
-            names = self._repository.with_libraries(arch, list(PROGRAMS.values()))
-            obtained = self._repository.obtain(arch, names)
+            names = repository.with_libraries(arch, list(PROGRAMS.values()))
+            obtained = repository.obtain(arch, names)
             trees = {candidate.name: self._tree(candidate, deb) for candidate, deb in obtained}
             programs = {path: _program(trees[package], path) for path, package in PROGRAMS.items()}
             found = closure(arch, programs, trees.values(), _LOADED_BY_LIBC)
             files = {path: self.cache.relative(file) for path, file in found.files.items()}
             return _UserlandRecord(files, dict(found.loads))
 
-        key = self._record(arch, "userland", *PROGRAMS.values())
+        key = self._record(repository, arch, "userland", *PROGRAMS.values())
         record = self.cache.recorded(key, _UserlandRecord, make)
         files = {path: self.cache.root / file for path, file in record.files.items()}
         return Userland(arch=arch, files=files, loads=record.loads)
@@ -187,21 +199,23 @@ class PackageCache:
         machine's own architecture, whatever the kernel's.
         """
         name = package.replace("{release}", kernel.release)
+        repository = self._repository(kernel.suite)
 
         def make() -> _HeadersRecord:
-            [main] = self._repository.obtain(kernel.arch, [name])
-            common = self._obtain_parts(kernel.arch, main[0], _HEADER_PARTS)
-            tools = self._obtain_parts(host_arch(), main[0], _HOST_TOOLS)
+            [main] = repository.obtain(kernel.arch, [name])
+            common = _obtain_parts(repository, kernel.arch, main[0], _HEADER_PARTS)
+            tools = _obtain_parts(repository, host_arch(), main[0], _HOST_TOOLS)
             found = [main, *common, *tools]
             unpack = functools.partial(self._unpack_headers, [deb for _, deb in found])
             tree = self.cache.once(f"trees/headers-{_identity(found)}", unpack)
             return _HeadersRecord(self.cache.relative(tree / "usr/src" / name))
 
-        key = self._record(kernel.arch, "headers", name)
+        key = self._record(repository, kernel.arch, "headers", name)
         return self.cache.root / self.cache.recorded(key, _HeadersRecord, make).directory
 
-    def _record(self, arch: Arch, what: str, *parts: str) -> str:
-        return f"{self._repository.origin}/records/{arch}/{what}-{digest(*parts)}.json"
+    @staticmethod
+    def _record(repository: Repository, arch: Arch, what: str, *parts: str) -> str:
+        return f"{repository.origin}/records/{arch}/{what}-{digest(*parts)}.json"
 
     # ---- below: only while the cache is locked
 
@@ -209,27 +223,22 @@ class PackageCache:
         name = f"trees/{candidate.name}-{candidate.sha256[:16]}"
         return self.cache.once(name, lambda path: debs.unpack(deb, path))
 
-    def _obtain_parts(self, arch: Arch, candidate: Candidate, pattern: re.Pattern[str]) -> list[Found]:
-        """Those of its dependencies whose names match, in its own version where there is that version."""
-        names = [name for name in candidate.depends if pattern.fullmatch(name)]
-        return self._repository.obtain(arch, names, candidate.version)
-
-    def _packaged_kernel(self, arch: Arch, pattern: str) -> _KernelRecord:
+    def _packaged_kernel(self, repository: Repository, arch: Arch, pattern: str) -> _KernelRecord:
         others = [kind for kind in _OTHER_KINDS if kind not in pattern]
         candidates = [
             candidate
-            for candidate in self._repository.matching(arch, pattern)
+            for candidate in repository.matching(arch, pattern)
             if not any(kind in candidate.name.split("-") for kind in others)
         ]
-        for main in self._repository.first_available(arch, candidates):
-            found = [main, *self._obtain_parts(arch, main[0], _KERNEL_PARTS)]
+        for main in repository.first_available(arch, candidates):
+            found = [main, *_obtain_parts(repository, arch, main[0], _KERNEL_PARTS)]
             unpack = functools.partial(self._unpack_kernel, [deb for _, deb in found])
             tree = self.cache.once(f"trees/kernel-{_identity(found, *_MODULES)}", unpack)
             if images := [image for glob in _IMAGES for image in sorted(tree.glob(glob))]:
                 return self._kernel_record(arch, main[0], tree, images[0])
             self.progress(f"{main[0].name} has no kernel image, trying the next")
         raise PackageError(
-            f"no kernel package {pattern} could be had for {arch}: {self._repository.troubles(arch)}",
+            f"no kernel package {pattern} could be had for {arch}: {repository.troubles(arch)}",
             hint="is the network up, and do the package sources carry it? `--kernel BZIMAGE` does without",
         )
 
@@ -285,6 +294,12 @@ def users_kernel(kernel: Kernel, path: Path, guest: Guest, progress: Progress) -
         losses = ", ".join(f"{name} ({WISHED[name]})" for name in wished)
         progress(f"{path.name}: going on without {losses}")
     return KernelFiles(kernel.name, image.release, image.arch, path, image.sha256, (), kernel.vmlinux)
+
+
+def _obtain_parts(repository: Repository, arch: Arch, candidate: Candidate, pattern: re.Pattern[str]) -> list[Found]:
+    """Those of its dependencies whose names match, in its own version where there is that version."""
+    names = [name for name in candidate.depends if pattern.fullmatch(name)]
+    return repository.obtain(arch, names, candidate.version)
 
 
 def _identity(found: Iterable[Found], *more: str) -> str:

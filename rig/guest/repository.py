@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rig.errors import PackageError
-from rig.guest.apt import Apt, Candidate, Progress, version_key
+from rig.guest.apt import Apt, Candidate, Progress, suite_sources, version_key
 from rig.guest.cache import Cache
 from rig.model import Arch
 
@@ -25,14 +25,17 @@ def digest(*parts: str) -> str:
 class Repository:
     """The package sources of this machine. Every method: only while the cache is locked.
 
-    sources: sources.list text instead of the machine's own.
+    sources: sources.list text instead of the machine's own. suite: instead of the suites that the sources name, this
+    one from the same mirrors.
     """
 
-    def __init__(self, cache: Cache, progress: Progress, sources: str | None) -> None:
-        self.origin = "system" if sources is None else f"mirror-{digest(sources)}"
+    def __init__(self, cache: Cache, progress: Progress, sources: str | None, suite: str = "") -> None:
+        base = "system" if sources is None else f"mirror-{digest(sources)}"
+        self.origin = f"{base}-{suite}" if suite else base
         self._cache = cache
         self._progress = progress
         self._sources = sources
+        self._suite = suite
         self._indexes: dict[Arch, Apt] = {}
 
     def obtain(self, arch: Arch, names: Sequence[str], version: str = "") -> list[Found]:
@@ -86,10 +89,33 @@ class Repository:
     def _index(self, arch: Arch) -> Apt:
         """apt with indexes that were read anew once in this object's life."""
         if arch not in self._indexes:
-            apt = Apt(self._cache.root / self.origin / "apt" / arch, arch, self._progress, self._sources)
-            apt.update(must_reach=self._cache.refresh)
+            home = self._cache.root / self.origin / "apt" / arch
+            apt = Apt(home, arch, self._progress, self._sources)
+            if self._suite:
+                self._progress(f"suite {self._suite} of the machine's own mirrors ({arch})")
+                apt = Apt(home, arch, self._progress, self._other_suite(apt))
+            try:
+                apt.update(must_reach=self._cache.refresh)
+            except PackageError as problem:
+                problem.hint = self._suite_hint() if self._suite else problem.hint
+                raise
             self._indexes[arch] = apt
         return self._indexes[arch]
+
+    def _other_suite(self, apt: Apt) -> str:
+        """sources.list text for the suite, from the mirrors that apt has."""
+        text = suite_sources(apt.targets(), self._suite)
+        if not text:
+            raise PackageError(
+                f"no package source that the suite {self._suite} could come from", hint=self._suite_hint()
+            )
+        return text
+
+    def _suite_hint(self) -> str:
+        return (
+            f"does the mirror still carry {self._suite}? Old suites move to Debian's archive: RIG_MIRROR=URL. A key "
+            "that apt does not know: install a newer debian-archive-keyring"
+        )
 
     def _deb(self, candidate: Candidate) -> Path:
         return self._cache.root / "debs" / candidate.sha256 / candidate.filename

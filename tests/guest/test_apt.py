@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
 from rig.errors import MachineError
-from rig.guest.apt import complaints, host_arch, parse_candidates, parse_depends, source_lines, version_key
+from rig.guest.apt import (
+    Apt,
+    complaints,
+    host_arch,
+    parse_candidates,
+    parse_depends,
+    source_lines,
+    suite_sources,
+    version_key,
+)
+from rig.model import Arch
 from tests.guest.forge import needs_apt
 
 SHOWN = """\
@@ -74,6 +86,62 @@ def test_a_mirror_by_setting() -> None:
     assert line is not None
     assert line.startswith("deb ")
     assert line.endswith("file:/mirror sid main\n")
+
+
+# What apt-get says of a usual configuration; twice each (binary-all), and one source that knows no suites.
+TARGETS = """\
+file:/mirror/ bookworm main
+file:/mirror/ bookworm main
+file:/mirror/ bookworm-updates main
+file:/security/ bookworm-security main
+copy:/vendor/ ./ $(COMPONENT)
+"""
+
+
+def places(text: str) -> list[str]:
+    """Sources without the keyring's option, which depends on the machine."""
+    return [re.sub(r"\[.*\] ", "", line) for line in text.splitlines()]
+
+
+def test_a_suite_with_its_updates_from_where_the_machines_own_come() -> None:
+    assert places(suite_sources(TARGETS, "bullseye")) == [
+        "deb file:/mirror/ bullseye main",
+        "deb file:/mirror/ bullseye-updates main",
+        "deb file:/security/ bullseye-security main",
+    ]
+
+
+def test_a_suite_beside_the_plain_one_comes_from_where_its_like_or_the_plain_one_lies() -> None:
+    assert places(suite_sources(TARGETS, "trixie-security")) == ["deb file:/security/ trixie-security main"]
+    assert places(suite_sources(TARGETS, "bookworm-backports")) == ["deb file:/mirror/ bookworm-backports main"]
+    # backports that the machine has of its own are no part of another suite
+    more = TARGETS + "file:/backports/ bookworm-backports main\n"
+    assert places(suite_sources(more, "trixie")) == places(suite_sources(TARGETS, "trixie"))
+    assert places(suite_sources(more, "trixie-backports")) == ["deb file:/backports/ trixie-backports main"]
+
+
+def test_where_no_source_knows_suites_there_is_none() -> None:
+    assert suite_sources("copy:/vendor/ ./ $(COMPONENT)\n", "bullseye") == ""
+
+
+@needs_apt
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("list", "deb file:/mirror bookworm main\ndeb [trusted=yes] copy:/vendor ./\n"),
+        ("sources", "Types: deb\nURIs: file:/mirror\nSuites: bookworm\nComponents: main\n"),
+    ],
+)
+def test_apt_reads_both_formats_of_sources(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, text: str
+) -> None:
+    """Without a network, and without indexes: so it is on a machine whose lists were cleaned away."""
+    (tmp_path / f"machine.{name}").write_text(text)
+    config = tmp_path / "config"
+    config.write_text(f'Dir::Etc::sourcelist "/dev/null";\nDir::Etc::sourceparts "{tmp_path}";\n')
+    monkeypatch.setenv("APT_CONFIG", str(config))
+    targets = Apt(tmp_path / "home", Arch.I386, progress=print).targets()
+    assert places(suite_sources(targets, "bullseye")) == ["deb file:/mirror/ bullseye main"]
 
 
 def test_modules_are_not_built_on_another_architecture(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -116,6 +116,17 @@ def test_no_source_at_all_is_told_in_apts_words(tmp_path: Path) -> None:
     assert "RIG_MIRROR" in caught.value.hint
 
 
+def test_a_suite_that_the_mirror_does_not_carry_is_named(tmp_path: Path) -> None:
+    gone = Kernel("old", "", package=r"linux-image-{flavour}", suite="bullseye")
+    cache = PackageCache(tmp_path / "cache", sources=f"deb copy:{tmp_path}/mirror bookworm main\n")
+    with pytest.raises(PackageError, match=r"no package index for amd64 .*bullseye") as caught:
+        cache.kernel(gone, guest())
+    assert "does the mirror still carry bullseye?" in caught.value.hint
+    flat = PackageCache(tmp_path / "cache", sources=f"deb copy:{tmp_path}/mirror ./\n")
+    with pytest.raises(PackageError, match="no package source that the suite bullseye could come from"):
+        flat.kernel(gone, guest())
+
+
 def test_refresh_does_not_pass_off_old_indexes_as_new(cache: PackageCache, repository: Repository) -> None:
     repository.add("tool", "1.0", {"bin/tool": b"one"})
     cache.package("tool", Arch.AMD64)
