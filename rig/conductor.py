@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import random
 import resource
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import rig
-from rig import injection, sabotage
+from rig import injection, sabotage, trace
 from rig.errors import (
     Cancelled,
     CouldNotJudge,
@@ -37,6 +38,7 @@ from rig.recorder import Recorder
 from rig.report.html import render_run
 from rig.survey import survey
 from rig.triggers import TRIGGERS, trigger_line
+from rig.vm import tracing
 from rig.vm.deadline import Deadline
 from rig.vm.gdbstub import GdbStub
 from rig.vm.qemu import Vm, ram_ranges
@@ -112,6 +114,9 @@ class _Run:
         self.keys = RunKeys.make()
         self.token = secrets.token_hex(TOKEN_BYTES)
         self.guest_ended = False  # the guest reset, triple-faulted or powered off
+        self.kallsyms: dict[int, str] = {}  # of the first kernel, address -> name
+        self.recording = ""  # of the hand-over, as rig.trace reads it
+        self.code_pages: tuple[int, ...] = ()  # physical: what instructions at CR3 switches lie in
         self.other_cr3s: list[int] = []  # at `panic`, of the CPUs that didn't panic
         self.no_network = "the crash kernel never said"  # why there is no SSH; empty when there is
         self.facts = Facts(rig=rig.__version__, plan=plan)
@@ -191,14 +196,29 @@ class _Run:
         finally:
             self.learn(captured=tuple(recorder.captured))
             recorder.save(self.writer, self._pages_to_keep())
+            self._save_symbols(recorder)
+
+    def _save_symbols(self, recorder: Recorder) -> None:
+        """Those that executed instructions and pages of the kernel image that changed lie in."""
+        text = next((address for address, name in self.kallsyms.items() if name == "_text"), None)
+        code = next((r for r in self.facts.iomem if r.name == "Kernel code"), None)
+        addresses = set(trace.addresses(self.recording))
+        if text is not None and code is not None:
+            image = [r for r in self.facts.iomem if r.name in ("Kernel data", "Kernel bss")]
+            for pfn in recorder.all_changed_pages():
+                if any(pfn * PAGE_SIZE in r for r in image):
+                    start = pfn * PAGE_SIZE - code.start + text
+                    addresses.update(a for a in self.kallsyms if start <= a < start + PAGE_SIZE)
+                    addresses.add(start)
+        self.learn(text=text)
+        self.writer.write_symbols(symbols.placed(self.kallsyms, addresses))
 
     # ------------------------------------------------------------ armed
 
     def _arm(self, vm: Vm, artefacts: Artefacts, deadline: Deadline) -> int:
         """Load the crash kernel (and the control). Returns the physical address of the control's record, 0 without."""
         known = arming.arm(vm.shell, artefacts.crash_cmdline, deadline)
-        if artefacts.vmlinux is not None:
-            self.writer.write_symbols(symbols.from_vmlinux(artefacts.vmlinux, known.symbols))
+        self.kallsyms = self._kallsyms(vm, artefacts, known.symbols, deadline)
         self.learn(
             iomem=known.iomem,
             crash_region=known.crash_region,
@@ -208,10 +228,25 @@ class _Run:
             vmcoreinfo=known.vmcoreinfo,
             crash_cmdline=artefacts.crash_cmdline,
         )
-        record = arming.load_control(vm.shell, deadline) if artefacts.control else 0
+        record = 0
+        if artefacts.control:
+            record = arming.load_control(vm.shell, deadline)
+            self.kallsyms |= symbols.parse_all(vm.shell.run(symbols.COMMAND_MODULES, deadline), modules=True)
         with _held(vm):
             self.writer.write_registers(Checkpoint.ARMED, vm.info_registers())
         return record
+
+    def _kallsyms(self, vm: Vm, artefacts: Artefacts, running: Mapping[str, int], deadline: Deadline) -> dict[int, str]:
+        """The first kernel's symbols: from the user's vmlinux, or from the guest once for each kernel."""
+        if artefacts.vmlinux is not None:
+            return symbols.from_vmlinux(artefacts.vmlinux, running)
+
+        def ask(path: Path) -> None:
+            self.listener("note: reading the kernel's symbols, once for each kernel")
+            path.write_bytes(arming.read_kallsyms(vm.shell, deadline))
+
+        packed = artefacts.cache.once(f"kallsyms/{artefacts.kernel.sha256}.gz", ask).read_bytes()
+        return symbols.moved(symbols.parse_all(gzip.decompress(packed).decode(), modules=False), running)
 
     # ------------------------------------------------------------ panic to hand-over
 
@@ -234,7 +269,7 @@ class _Run:
                 self._capture(vm, recorder, Checkpoint.MACHINE_KEXEC)
                 image = self._read_kimage(recorder, cpu)
             with self.in_phase("hand-over", f"the new image's entry {image.start:#x}") as deadline:
-                self._stop_at(vm, gdb, image.start, deadline)
+                self._record_to(vm, gdb, image.start, deadline)
                 if self.plan.scenario.sabotage == injection.FLIP:
                     self._flip(gdb, recorder)
                 self._capture(vm, recorder, Checkpoint.HANDOVER)
@@ -252,6 +287,20 @@ class _Run:
         if cpu.general["rip"] != address:
             raise GuestError(f"CPU {cpu.cpu} stopped at {cpu.general['rip']:#x}, not at {address:#x}")
         return cpu
+
+    def _record_to(self, vm: Vm, gdb: GdbStub, address: int, deadline: Deadline) -> None:
+        """_stop_at, with every instruction recorded on the way, and kept even when the guest dies on it."""
+        try:
+            if vm.spec.accel == "tcg":
+                with tracing.logged(vm, vm.trace_log):
+                    self._stop_at(vm, gdb, address, deadline)
+            else:
+                tracing.stepped(vm, vm.trace_log, address, deadline)
+        finally:
+            if vm.trace_log.exists():
+                self.recording = vm.trace_log.read_text(errors="replace")
+                self.writer.write_trace(self.recording)
+                vm.trace_log.unlink()
 
     def _capture(self, vm: Vm, recorder: Recorder, checkpoint: Checkpoint) -> None:
         """Registers and memory of the held machine."""
@@ -319,10 +368,14 @@ class _Run:
         with self.in_phase("crash-boot", "the crash kernel's shell") as deadline:
             import rig.guest.ssh  # noqa: F401  # now: it takes a while, and there is time
 
-            found = survey(recorder, self.facts, self.other_cr3s, self.token.encode())
+            assert self.facts.crashing_cpu is not None
+            recorded = trace.parse(self.recording, self.facts.crashing_cpu)
+            found = survey(recorder, self.facts, recorded, self.other_cr3s, self.token.encode())
+            self.code_pages = found.code_pages
             self.learn(
                 tables=found.tables,
                 other_tables=found.other_tables,
+                handover_tables=found.handover_tables,
                 slab_pages=found.slab_pages,
                 pattern=Pattern(self.token, *found.pattern),
             )
@@ -338,7 +391,7 @@ class _Run:
 
     def _pages_to_keep(self) -> list[int]:
         """Physical addresses of pages to keep from `panic` whether or not they change."""
-        pages = list(self.facts.tables)
+        pages = [*self.facts.tables, *self.facts.handover_tables, *self.code_pages]
         if self.facts.mode is not None and self.facts.cr3 is not None:
             pages.append(levels.root(self.facts.mode, self.facts.cr3))
         if self.facts.pattern is not None:

@@ -1,6 +1,7 @@
 """The seam between a live run and its judgement: the only code that writes or reads an evidence directory.
 
-    symbols.json.zst            all of the kernel's symbols, when the user gave a vmlinux
+    symbols.json.zst            the kernel's symbols that executed instructions and changed memory lie in
+    trace.log.zst               the hand-over, instruction by instruction, as QEMU logged it: see rig/trace.py
     run.json                    Facts: what was run, and what the guest said about itself
     result.json, report.html    the verdict, and the same for people
     console.log control.log     the guest's two serial lines, as they came
@@ -50,13 +51,17 @@ from rig.model import (
     Range,
     RunPlan,
     RunResult,
+    Symbol,
 )
+from rig.trace import Trace
+from rig.trace import parse as parse_trace
 
 T = TypeVar("T")
 
 REGISTERS = "registers"
 MEMORY = "memory"
 SYMBOLS = "symbols.json.zst"
+TRACE = "trace.log.zst"
 MAGIC = b"RIGPAGES"
 
 
@@ -126,6 +131,7 @@ class Facts:
     iomem: tuple[Range, ...] = ()  # /proc/iomem when armed
     crash_region: Range | None = None  # what crashkernel= reserved
     symbols: Mapping[str, int] = field(default_factory=dict)
+    text: int | None = None  # virtual address of _text: where the "Kernel code" of /proc/iomem begins
     crash_notes: tuple[tuple[int, int], ...] = ()  # per CPU: physical address, size
     vmcoreinfo: tuple[int, int] | None = None  # physical address, size
     per_cpu: PerCpu | None = None
@@ -137,6 +143,7 @@ class Facts:
     kimage: Kimage | None = None
     tables: tuple[int, ...] = ()  # physical addresses of the crashed task's page-table pages, the root's first
     other_tables: tuple[int, ...] = ()  # of what the other CPUs had in CR3 at `panic`
+    handover_tables: tuple[int, ...] = ()  # physical: pages of all tables that CR3 pointed to during the hand-over
     slab_pages: tuple[int, ...] = ()  # physical: pages of slab objects among those that changed up to `machine-kexec`
     pattern: Pattern | None = None
     crash_release: str = ""  # `uname -r` in the crash kernel, by its own word
@@ -249,9 +256,13 @@ class EvidenceWriter:
             for offset in range(0, size, 1 << 22):
                 packed.write(os.pread(fd, min(1 << 22, size - offset), offset))
 
-    def write_symbols(self, symbols: Mapping[str, int]) -> None:
-        """All symbols of the first kernel, from the user's vmlinux."""
-        self.write(SYMBOLS, zstandard.compress(to_json(symbols), 3))
+    def write_symbols(self, symbols: Iterable[Symbol]) -> None:
+        """Symbols of the first kernel: those that matter to the evidence."""
+        self.write(SYMBOLS, zstandard.compress(to_json(tuple(symbols)), 3))
+
+    def write_trace(self, text: str) -> None:
+        """The recording of the hand-over, as it came."""
+        self.write(TRACE, zstandard.compress(text.encode(), 3))
 
     def finish(self) -> Path:
         """Give the directory its name: SLUG, or SLUG.2, SLUG.3... when earlier runs are there."""
@@ -327,11 +338,7 @@ class Evidence:
 
     @cached_property
     def _hashes(self) -> npt.NDArray[np.uint64]:
-        name = f"{MEMORY}/{Checkpoint.PANIC}.hashes.zst"
-        try:
-            return np.frombuffer(zstandard.decompress(self._read(name)), dtype="<u8")
-        except zstandard.ZstdError as problem:
-            raise EvidenceError(f"{self.path / name}: {problem}") from problem
+        return np.frombuffer(self._unpacked(f"{MEMORY}/{Checkpoint.PANIC}.hashes.zst"), dtype="<u8")
 
     def _page_index(self, pfn: int) -> int | None:
         """Where a page lies in the hash list; None for what is not RAM (the VGA window)."""
@@ -359,14 +366,36 @@ class Evidence:
         return self._read("vmcore/pgd.bin")
 
     @cached_property
-    def symbols(self) -> Mapping[str, int]:
-        """All symbols of the first kernel; empty unless the user gave a vmlinux."""
+    def symbols(self) -> tuple[Symbol, ...]:
+        """Symbols of the first kernel, ascending; none when the run broke off before they were looked up."""
         if not (self.path / SYMBOLS).exists():
-            return {}
+            return ()
+        return from_json(self._unpacked(SYMBOLS), tuple[Symbol, ...], self.path / SYMBOLS)
+
+    def symbol_at(self, address: int) -> str:
+        """ "name+0x1f" of a virtual address in the first kernel; the bare address when no symbol is known there."""
+        for symbol in self.symbols:
+            if symbol.start <= address < symbol.end:
+                return f"{symbol.name}+{address - symbol.start:#x}"
+        return f"{address:#x}"
+
+    @cached_property
+    def trace(self) -> Trace:
+        """What the crashing CPU executed from machine_kexec on; up to its death, when it never got to the new image."""
+        cpu = self.facts.crashing_cpu
+        if cpu is None:
+            raise EvidenceError("`panic` was never reached: there is no hand-over trace")
+        return parse_trace(self._unpacked(TRACE).decode("ascii", errors="replace"), cpu)
+
+    def final_state(self) -> CpuState | None:
+        """The crashing CPU's state at `handover`; None when it never got there."""
+        return self.crashing_cpu(Checkpoint.HANDOVER) if Checkpoint.HANDOVER in self.facts.captured else None
+
+    def _unpacked(self, name: str) -> bytes:
         try:
-            return from_json(zstandard.decompress(self._read(SYMBOLS)), dict[str, int], self.path / SYMBOLS)
+            return zstandard.decompress(self._read(name))
         except zstandard.ZstdError as problem:
-            raise EvidenceError(f"{self.path / SYMBOLS}: {problem}") from problem
+            raise EvidenceError(f"{self.path / name}: {problem}") from problem
 
     # what the report needs
 

@@ -240,6 +240,15 @@ class Range:
 
 
 @dataclass(frozen=True)
+class Symbol:
+    """A function or variable of the kernel: [start, end), virtual addresses. end: where the next symbol begins."""
+
+    name: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
 class Phase:
     name: str
     seconds: float

@@ -13,6 +13,7 @@ from typing import Any
 import rig
 from rig import catalog
 from rig.guest import initramfs
+from rig.guest.cache import Cache
 from rig.guest.keys import RunKeys
 from rig.guest.packages import PackageCache
 from rig.kernel.modules import build_module
@@ -38,6 +39,7 @@ class Artefacts:
     crash_cmdline: str
     control: bool
     vmlinux: Path | None
+    cache: Cache
 
 
 def cmdlines(guest: Guest) -> tuple[str, str]:
@@ -89,6 +91,7 @@ def prepare(
             crash_cmdline=second,
             control=control is not None,
             vmlinux=kernel.vmlinux,
+            cache=cache.cache,
         )
     finally:
         os.close(fd)

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from rig.errors import ProtocolError
 from rig.evidence import EvidenceWriter
 from rig.memory import image
-from rig.memory.image import FileMemory, FileRange
-from rig.memory.physical import VGA_TEXT
+from rig.memory.image import FileMemory, FileRange, PagesMemory
+from rig.memory.physical import VGA_TEXT, Memory
 from rig.model import PAGE_SIZE, Checkpoint, Range
 
 RamRange = tuple[int, int, int]  # physical start, size, offset in the file
@@ -53,6 +53,10 @@ class Recorder:
     def at_panic(self) -> FileMemory:
         return FileMemory(self._base, self._ranges)
 
+    def at(self, checkpoint: Checkpoint) -> Memory:
+        """RAM as it was at a checkpoint that was captured, in full (but for what `leave_out` left out)."""
+        return PagesMemory(self._deltas.get(checkpoint, {}), fallback=self.at_panic)
+
     def capture(self, checkpoint: Checkpoint, leave_out: Range | None = None) -> None:
         """Take memory as it is. The first capture is the one that all others are compared with.
 
@@ -84,6 +88,10 @@ class Recorder:
     def changed_pages(self, checkpoint: Checkpoint) -> list[int]:
         """Pfns of the pages that differ from `panic`."""
         return sorted(self._deltas[checkpoint])
+
+    def all_changed_pages(self) -> list[int]:
+        """Pfns of the pages that differ from `panic` at any later checkpoint."""
+        return sorted(set().union(*self._deltas.values()))
 
     def hash_pages(self) -> NDArray[np.uint64]:
         """xxh3_64 of every page at `panic`, in the RAM file's order. Computed once."""

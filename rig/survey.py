@@ -2,32 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from rig.errors import EvidenceError
 from rig.evidence import Facts
 from rig.memory import paging
 from rig.memory.levels import Flags
 from rig.memory.pagetypes import PageTypes, parse_vmcoreinfo
+from rig.memory.physical import OutsideMemory
 from rig.memory.walk import AddressSpace, walk
 from rig.model import PAGE_SIZE, Checkpoint
 from rig.recorder import Recorder
+from rig.trace import Trace
 
 USER_DATA = Flags.USER | Flags.WRITABLE
 
 
 @dataclass(frozen=True)
 class Survey:
-    """tables, other_tables, slab_pages: physical addresses, as in Facts. pattern: virtual, physical, bytes."""
+    """Physical addresses, as in Facts; pattern: virtual, physical, bytes.
+
+    code_pages: where an instruction after a CR3 load lies in the tables before and after it.
+    """
 
     tables: tuple[int, ...]
     other_tables: tuple[int, ...]
+    handover_tables: tuple[int, ...]
+    code_pages: tuple[int, ...]
     slab_pages: tuple[int, ...]
     pattern: tuple[int, int, int]
 
 
-def survey(recorder: Recorder, facts: Facts, other_cr3s: Sequence[int], token: bytes) -> Survey:
+def survey(recorder: Recorder, facts: Facts, trace: Trace, other_cr3s: Sequence[int], token: bytes) -> Survey:
     """Walk the crashed task's tables, find the pattern in its memory; hash memory, which takes a while as well.
 
     other_cr3s: of the CPUs that did not panic. Raises EvidenceError when the pattern is not there.
@@ -40,9 +49,35 @@ def survey(recorder: Recorder, facts: Facts, other_cr3s: Sequence[int], token: b
     return Survey(
         tables=_table_pages([space]),
         other_tables=_table_pages(others),
+        handover_tables=_handover_tables(recorder, trace),
+        code_pages=_code_at_switches(recorder, trace),
         slab_pages=_slab_pages(recorder, facts),
         pattern=_find_pattern(recorder, space, token),
     )
+
+
+def _handover_tables(recorder: Recorder, trace: Trace) -> tuple[int, ...]:
+    """Of all that CR3 pointed to while paging was on, as it was at `handover`: the new image hasn't run yet."""
+    memory = recorder.at(Checkpoint.HANDOVER)
+    roots = dict.fromkeys((s.state.paging, s.state.cr3) for s in trace.steps)
+    return _table_pages([walk(memory, mode, cr3) for mode, cr3 in roots if mode is not None])
+
+
+def _code_at_switches(recorder: Recorder, trace: Trace) -> tuple[int, ...]:
+    memory = recorder.at(Checkpoint.HANDOVER)
+    pages: dict[int, None] = {}
+    for old, new in pairwise(trace.steps):
+        if old.state.cr3 == new.state.cr3 and old.state.paging is new.state.paging:
+            continue
+        for state in (old.state, new.state):
+            # an instruction may go on in the next page
+            for virtual in {new.pc, new.pc + len(new.code) - 1}:
+                with contextlib.suppress(paging.NotMapped, OutsideMemory):
+                    physical = virtual
+                    if state.paging is not None:
+                        physical = paging.translate(memory, state.paging, state.cr3, virtual).physical
+                    pages[physical & ~(PAGE_SIZE - 1)] = None
+    return tuple(pages)
 
 
 def _table_pages(spaces: Sequence[AddressSpace]) -> tuple[int, ...]:

@@ -24,6 +24,7 @@ from rig.model import (
     RunPlan,
     Scenario,
     Segment,
+    Symbol,
 )
 from tests.memory.forged_vmcore import vmcore_i386
 
@@ -100,7 +101,7 @@ class Machine:
     later: dict[Checkpoint, dict[int, bytes]] = field(default_factory=lambda: {c: {} for c in SEEN[1:]})
     dumped_pgd: bytes = field(default_factory=pgd_page)
     headers: bytes = field(default_factory=lambda: vmcore_i386([(PANIC_RIP + 0x80, STACK - 0x60), (0xC0030000, 0)]))
-    symbols: dict[str, int] = field(default_factory=dict)  # as from a vmlinux
+    symbols: tuple[Symbol, ...] = ()
     cpus: Mapping[Checkpoint, tuple[CpuState, ...]] = field(
         default_factory=lambda: {
             **dict.fromkeys(SEEN[:2], (cpu(0), cpu(1, rip=0xC0030000))),

@@ -11,7 +11,7 @@ import pytest
 from rig.errors import RequestError
 from rig.evidence import Evidence, to_json
 from rig.judge import judge, judge_dir
-from rig.model import Checkpoint, CheckResult, Failure, PagingMode, RunResult, Verdict
+from rig.model import Checkpoint, CheckResult, Failure, PagingMode, RunResult, Symbol, Verdict
 from rig.report.html import render_run
 from tests.forge import CRASH, NOTES, PANIC_RIP, PGD, STACK, Machine
 from tests.memory.forged_vmcore import vmcore_i386
@@ -169,15 +169,14 @@ def test_owners_are_named_and_bytes_counted(machine: Machine, tmp_path: Path) ->
     assert found.figures["bytes_changed"] == 14
 
 
-def test_with_a_vmlinux_the_owner_is_a_symbol(machine: Machine, tmp_path: Path) -> None:
+def test_where_symbols_are_known_the_owner_is_one(machine: Machine, tmp_path: Path) -> None:
     text = 0xC1000000  # virtual, of physical 0xc0000
-    machine.symbols = {
-        "_text": text,
-        "panic_cpu": text + 0x40010,
-        "next": text + 0x40014,
-        "absolute": 1,
-        "far": 1 << 60,
-    }
+    machine.learn(text=text)
+    machine.symbols = (
+        Symbol("code", text, text + 0x100),  # not in .data or .bss
+        Symbol("panic_cpu", text + 0x40010, text + 0x40014),
+        Symbol("next", text + 0x40014, text + 0x900000),  # to the end of .bss at most
+    )
     machine.change(Checkpoint.HANDOVER, 0x100010, b"xxxx!")
     found = verdict(machine, tmp_path, "memory-accounted")
     assert {e["owner"]: e["bytes"] for e in found.figures["owners"]} == {"kernel panic_cpu": 4, "kernel next": 1}

@@ -116,21 +116,17 @@ def _image_claims(evidence: Evidence) -> list[Claim]:
 def _symbol_claims(evidence: Evidence) -> list[Claim]:
     """With a vmlinux at hand: the symbols of the kernel's .data and .bss on pages that changed, up to the next one."""
     facts = evidence.facts
-    text = facts.symbols.get("_text") or evidence.symbols.get("_text")
     code = next((r for r in facts.iomem if r.name == "Kernel code"), None)
-    if not evidence.symbols or text is None or code is None:
+    if facts.text is None or code is None:
         return []
     claims = []
-    placed = sorted((address - text + code.start, name) for name, address in evidence.symbols.items())
-    changed = {pfn for c in facts.captured if c is not Checkpoint.PANIC for pfn in evidence.pages(c)}
     writable = [r for r in facts.iomem if r.name in ("Kernel data", "Kernel bss")]
-    for (start, name), (following, _) in pairwise(placed):
+    for symbol in evidence.symbols:
+        start = symbol.start - facts.text + code.start
         section = next((r for r in writable if start in r), None)
-        if section is None:
-            continue  # before asking about its pages: absolute symbols lie terabytes apart
-        end = min(following, section.last + 1)
-        if start < end and not changed.isdisjoint(range(start // PAGE_SIZE, (end - 1) // PAGE_SIZE + 1)):
-            claims.append(Claim(start, end, f"kernel {name}"))
+        if section is not None:
+            end = start + symbol.end - symbol.start
+            claims.append(Claim(start, min(end, section.last + 1), f"kernel {symbol.name}"))
     return claims
 
 

@@ -156,6 +156,15 @@ def _explain(problem: GuestCommandFailed, region: Range) -> Exception:
     return problem
 
 
+def read_kallsyms(shell: Shell, deadline: Deadline) -> bytes:
+    """/proc/kallsyms as gzip packs it. A few seconds under emulation."""
+    shell.run(f"{symbols.COMMAND_ALL} >/tmp/rig-symbols", deadline)
+    size = int(shell.run("wc -c </tmp/rig-symbols", deadline))
+    packed = shell.read_file("/tmp/rig-symbols", 0, size, deadline)
+    shell.run("rm /tmp/rig-symbols", deadline)
+    return packed
+
+
 def load_control(shell: Shell, deadline: Deadline) -> int:
     """Load the control module into the first kernel. Returns the physical address of its record."""
     shell.run(f"insmod {CONTROL}", deadline)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from elftools.common.exceptions import ELFError
@@ -11,6 +12,7 @@ from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import SymbolTableSection
 
 from rig.errors import UnsuitableKernel
+from rig.model import PAGE_SIZE, Symbol
 
 # The instant `panic` (DESIGN), best first. Kernels before 4.7 (7bbee5ca3896) have no __crash_kexec.
 PANIC_SYMBOLS = ("__crash_kexec", "crash_kexec")
@@ -19,7 +21,13 @@ MACHINE_KEXEC = "machine_kexec"
 # string and 1.5 s for a pattern; these are in the kernel's first few thousand functions, so each grep ends early.
 COMMAND = f"for s in {MACHINE_KEXEC} {' '.join(PANIC_SYMBOLS)}; do grep -m 1 -wF $s /proc/kallsyms; done"
 
+# All of them, those of modules at the end of their line in brackets. Packed, since each byte passes a UART.
+COMMAND_ALL = "gzip -1 </proc/kallsyms"
+COMMAND_MODULES = "grep -F '[' /proc/kallsyms || true"
+LOWEST = 0x40000000  # of a kernel's addresses: with a 1G/3G split on i386. Below lie per-CPU offsets.
+
 _LINE = re.compile(r"^([0-9a-f]{8,16}) [A-Za-z] (\S+)$")
+_ANY_LINE = re.compile(r"^([0-9a-f]{8,16}) [A-Za-z] ([^\t\n]+)(?:\t\[(.+)\])?$", re.MULTILINE)
 
 
 def parse_kallsyms(text: str) -> dict[str, int]:
@@ -34,8 +42,48 @@ def parse_kallsyms(text: str) -> dict[str, int]:
     return found
 
 
-def from_vmlinux(vmlinux: Path, running: Mapping[str, int]) -> dict[str, int]:
-    """All symbols of a vmlinux, moved to where the running kernel has its own.
+def parse_all(text: str, *, modules: bool) -> dict[int, str]:
+    """Address -> name, of several at one address the first: of the kernel, or of modules ("name [module]")."""
+    found: dict[int, str] = {}
+    for digits, name, module in _ANY_LINE.findall(text):
+        address = int(digits, 16)
+        if address >= LOWEST and bool(module) == modules:
+            found.setdefault(address, f"{name} [{module}]" if module else name)
+    return found
+
+
+def moved(symbols: Mapping[int, str], running: Mapping[str, int]) -> dict[int, str]:
+    """Symbols of another boot of the same kernel, moved to where the running one has its own (KASLR).
+
+    running: what kallsyms gave. LookupError when machine_kexec is not among both.
+    """
+    before = next((address for address, name in symbols.items() if name == MACHINE_KEXEC), None)
+    if before is None:
+        raise LookupError(MACHINE_KEXEC)
+    move = running[MACHINE_KEXEC] - before
+    return {address + move: name for address, name in symbols.items()}
+
+
+def placed(symbols: Mapping[int, str], addresses: Iterable[int]) -> tuple[Symbol, ...]:
+    """The symbols that these addresses lie in, ascending.
+
+    symbols: all that there are, since a symbol ends where the next one begins; the last one with its page.
+    """
+    starts = sorted(symbols)
+    found: dict[int, int] = {}
+    for address in addresses:
+        index = bisect.bisect_right(starts, address)
+        if index == 0:
+            continue
+        start = starts[index - 1]
+        end = starts[index] if index < len(starts) else (start | PAGE_SIZE - 1) + 1
+        if address < end:
+            found[start] = end
+    return tuple(Symbol(symbols[start], start, end) for start, end in sorted(found.items()))
+
+
+def from_vmlinux(vmlinux: Path, running: Mapping[str, int]) -> dict[int, str]:
+    """All symbols of a vmlinux, address -> name, moved to where the running kernel has its own.
 
     running: what kallsyms gave. Raises UnsuitableKernel when the file is not an ELF with a symbol table, or when the
     two can't be the same kernel (no symbol in common, or they moved by different amounts).
@@ -45,9 +93,10 @@ def from_vmlinux(vmlinux: Path, running: Mapping[str, int]) -> dict[str, int]:
             table = ELFFile(file).get_section_by_name(".symtab")
             if not isinstance(table, SymbolTableSection):
                 raise UnsuitableKernel(f"{vmlinux} has no symbol table", hint="give the unstripped vmlinux")
-            linked = {s.name: int(s["st_value"]) for s in table.iter_symbols() if s.name and s["st_value"]}
+            entries = [(s.name, int(s["st_value"])) for s in table.iter_symbols() if s.name and s["st_value"]]
     except (OSError, ELFError) as problem:
         raise UnsuitableKernel(f"{vmlinux} is not a vmlinux: {problem}") from problem
+    linked = dict(entries)
     common = [n for n in (MACHINE_KEXEC, *PANIC_SYMBOLS) if n in linked and n in running]
     moves = {running[n] - linked[n] for n in common}
     if len(moves) != 1:
@@ -57,4 +106,4 @@ def from_vmlinux(vmlinux: Path, running: Mapping[str, int]) -> dict[str, int]:
             hint="give the vmlinux of the very same build",
         )
     (move,) = moves
-    return {name: address + move for name, address in linked.items()}
+    return {address + move: name for name, address in reversed(entries) if address >= LOWEST}

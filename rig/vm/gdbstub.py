@@ -82,6 +82,12 @@ class GdbStub:
         self._breakpoints: set[int] = set()
         self._stop: Stop | None = None  # where the VM stands, None while it runs
 
+    @property
+    def where(self) -> Stop:
+        """Where the CPU that stopped last stands. The VM must have been stopped by a breakpoint or a step."""
+        assert self._stop
+        return self._stop
+
     def attach(self) -> None:
         """Stop the VM, if it runs, and take control of it."""
         self._drain()

@@ -30,6 +30,7 @@ from rig.vm.deadline import Ending, Watch
 from rig.vm.gdbstub import GdbStub
 from rig.vm.qmp import Qmp
 from rig.vm.shell import Shell
+from rig.vm.tracing import LOG_ALWAYS
 
 QEMU = "qemu-system-x86_64"  # runs the 32-bit guests, too
 MINIMUM_VERSION = (7, 2)
@@ -40,6 +41,7 @@ _INSTALL_HINT = "install QEMU 7.2 or newer (Debian: qemu-system-x86); `rig docto
 # is sent to the whole foreground group, from ending QEMU before the rig has looked at it.
 _LAUNCHER = ("setpriv", "--pdeathsig", "KILL", "--", "sh", "-c", 'test "$PPID" = "$0" && exec "$@"')
 
+QEMU_LOG = "qemu.log"
 _MIB = 1 << 20
 
 
@@ -117,9 +119,8 @@ def argv(spec: MachineSpec, wiring: Wiring) -> list[str]:
         ("-action", "reboot=shutdown,shutdown=pause"),
         # The guest's clock stands still while it is held.
         ("-rtc", "base=utc,clock=vm"),
-        # Says "Triple fault", which QMP calls a reset like any other.
-        ("-D", str(spec.run_dir / "qemu.log")),
-        ("-d", "cpu_reset"),
+        ("-D", str(spec.run_dir / QEMU_LOG)),
+        ("-d", LOG_ALWAYS),
     ]
     return [QEMU, *(word for option in options for word in option)]
 
@@ -190,8 +191,8 @@ class Vm:
     lines and the CPU state, if it has none.
 
     console (ttyS0), shell (control channel), gdb, qmp, watch, ram_fd, ssh_port and argv are there while it
-    runs. ram_fd is the guest's RAM as a file, laid out as ram_ranges() says; it is what the guest sees only
-    while the VM is held.
+    runs. log: where QEMU writes its own log; trace_log: where to have it record the hand-over. ram_fd is the
+    guest's RAM as a file, laid out as ram_ranges() says; it is what the guest sees only while the VM is held.
     """
 
     console: Console
@@ -205,6 +206,8 @@ class Vm:
     def __init__(self, spec: MachineSpec, *, cancel: threading.Event | None = None) -> None:
         self.spec = spec
         self.watch = Watch(cancel, self._tail)
+        self.log = spec.run_dir / QEMU_LOG
+        self.trace_log = spec.run_dir / "trace.log"
         self._stderr = spec.run_dir / "qemu.stderr"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -316,10 +319,8 @@ class Vm:
         self.watch.end(Ending("qemu-gone", f"{how}: {self._words()}"))
 
     def _qemu_log(self) -> str:
-        try:
-            return (self.spec.run_dir / "qemu.log").read_text(errors="replace")
-        except FileNotFoundError:
-            return ""
+        """The log and, while the hand-over is recorded, the recording: what QEMU says goes there then."""
+        return "".join(p.read_text(errors="replace") for p in (self.log, self.trace_log) if p.exists())
 
     def _words(self) -> str:
         """What QEMU itself said, last lines first of all."""

@@ -34,10 +34,11 @@ def parse(text: str) -> tuple[CpuState, ...]:
     sections = re.split(r"^CPU#(\d+)\s*$", text, flags=re.M)[1:]
     if not sections:
         raise ProtocolError("no CPU in QEMU's register dump", received=text)
-    return tuple(_parse_cpu(int(number), body) for number, body in zip(sections[::2], sections[1::2], strict=True))
+    return tuple(parse_one(int(number), body) for number, body in zip(sections[::2], sections[1::2], strict=True))
 
 
-def _parse_cpu(cpu: int, text: str) -> CpuState:
+def parse_one(cpu: int, text: str) -> CpuState:
+    """The state of one CPU from its section of the output. Raises ProtocolError when it lacks a register."""
     values = {_long_name(name): int(value, 16) for name, value in _REGISTER.findall(text)}
     tables = {name: (int(base, 16), int(limit, 16)) for name, base, limit in _TABLE.findall(text)}
     segments = {

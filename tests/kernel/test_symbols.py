@@ -10,8 +10,8 @@ import pytest
 
 from rig.errors import EvidenceError, UnsuitableKernel
 from rig.kernel import kimage
-from rig.kernel.symbols import COMMAND, from_vmlinux, parse_kallsyms
-from rig.model import Arch, Range
+from rig.kernel.symbols import COMMAND, from_vmlinux, moved, parse_all, parse_kallsyms, placed
+from rig.model import Arch, Range, Symbol
 
 REGION = Range(0x15000000, 0x1EFFFFFF, "Crash kernel")
 
@@ -99,7 +99,7 @@ def test_a_vmlinux_is_moved_to_where_the_kernel_runs(tmp_path: Path) -> None:
     file = tmp_path / "vmlinux"
     file.write_bytes(vmlinux(LINKED))
     running = {"machine_kexec": 0x91070000, "__crash_kexec": 0x91150000}
-    assert from_vmlinux(file, running) == {name: address + 0x10000000 for name, address in LINKED.items()}
+    assert from_vmlinux(file, running) == {address + 0x10000000: name for name, address in LINKED.items()}
 
 
 @pytest.mark.parametrize(
@@ -121,3 +121,44 @@ def test_a_stripped_vmlinux_is_refused(tmp_path: Path) -> None:
     file.write_bytes(vmlinux({}).replace(struct.pack("<II", 1, 2), struct.pack("<II", 1, 1)))  # no SHT_SYMTAB
     with pytest.raises(UnsuitableKernel, match="no symbol table"):
         from_vmlinux(file, {})
+
+
+KALLSYMS = """\
+0000000000000000 A fixed_percpu_data
+ffffffff81000000 T _text
+ffffffff81070000 T machine_kexec
+ffffffff81070000 t an_alias
+ffffffff81070200 t relocate_kernel
+ffffffffc0001000 t overwrite\t[overwrite_pgd]
+not a line
+"""
+
+
+def test_all_symbols_by_address_the_modules_apart() -> None:
+    kernel = parse_all(KALLSYMS, modules=False)
+    # neither the per-CPU offset nor the second name of machine_kexec
+    assert kernel == {
+        0xFFFFFFFF81000000: "_text",
+        0xFFFFFFFF81070000: "machine_kexec",
+        0xFFFFFFFF81070200: "relocate_kernel",
+    }
+    assert parse_all(KALLSYMS, modules=True) == {0xFFFFFFFFC0001000: "overwrite [overwrite_pgd]"}
+
+
+def test_symbols_of_another_boot_are_moved_with_the_kernel() -> None:
+    kernel = parse_all(KALLSYMS, modules=False)
+    here = moved(kernel, {"machine_kexec": 0xFFFFFFFF91070000, "__crash_kexec": 1})
+    assert here == {address + 0x10000000: name for address, name in kernel.items()}
+    with pytest.raises(LookupError, match="machine_kexec"):
+        moved({0xC1000000: "_text"}, {"machine_kexec": 0xC1070000})
+
+
+def test_a_symbol_reaches_to_the_next_one() -> None:
+    symbols = {0x1000: "first", 0x1010: "second", 0x2F00: "last"}
+    assert placed(symbols, [0x1015, 0x100F, 0x1000]) == (
+        Symbol("first", 0x1000, 0x1010),
+        Symbol("second", 0x1010, 0x2F00),
+    )
+    assert placed(symbols, [0xFFF]) == ()  # before the first
+    assert placed(symbols, [0x2FFF]) == (Symbol("last", 0x2F00, 0x3000),)
+    assert placed(symbols, [0x3000]) == ()  # no longer on the page of the last one

@@ -1,0 +1,178 @@
+"""The hand-over, instruction by instruction: the recording's format, and what it says. Pure.
+
+The recording is QEMU's own log (`-d exec,cpu,in_asm,int,nochain`, one instruction per translation block), kept as it
+came: of each instruction the bytes that were fetched for it, and all of the CPU's registers before it. Where QEMU
+can't log (KVM), rig.vm.tracing writes the same lines from single steps.
+
+    IN:
+    0xffffffff8106a395:  41 54                    pushq    %r12
+
+    Trace 0: 0x7f8944000200 [0000000000000000/ffffffff8106a395/0040c2b0/ff000201]
+    RAX=0000000000000000 RBX=...                  as in `info registers`
+
+The format is that of log_cpu_exec() in QEMU's accel/tcg/cpu-exec.c, target_disas() and x86_cpu_dump_state().
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from rig.errors import EvidenceError, ProtocolError
+from rig.model import CpuState
+from rig.vm import registers
+
+_BLOCK = re.compile(r"^Trace (\d+): \S+ \[[0-9a-f]+/([0-9a-f]+)/.*$", re.MULTILINE)
+_CODE = re.compile(r"^0x([0-9a-f]+):\s+(?:OBJD-T: )?((?:[0-9a-f]{2} ?)+)(?: |$)", re.MULTILINE)
+# Interrupts and exceptions as they are delivered (log_int(), target/i386/tcg/seg_helper.c).
+_EVENT = re.compile(r"^ *\d+: v=([0-9a-f]{2}) e=([0-9a-f]+) i=(\d) ", re.MULTILINE)
+_UNDONE = "Stopped execution of TB chain before"  # the block just logged was left again before it ran
+_REPEATS = re.compile(rb"[\x66\x67\x26\x2e\x36\x3e\x64\x65]*[\xf2\xf3]")  # REP prefixes, others before them
+MAX_CODE = 15  # bytes of an instruction (SDM vol. 2, 2.3.11)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One instruction. state: before it was executed. code: its bytes, as fetched.
+
+    repeats: how often it was executed in a row; above 1 for string instructions only, whose iterations are one step.
+    """
+
+    number: int  # from 0
+    state: CpuState
+    code: bytes
+    repeats: int = 1
+
+    @property
+    def pc(self) -> int:
+        """Virtual address; with paging off, physical."""
+        return self.state.general["rip"]
+
+
+@dataclass(frozen=True)
+class Event:
+    """An interrupt or exception that the CPU took. before: the number of the step that follows it."""
+
+    before: int
+    vector: int
+    error: int
+    software: bool
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What one CPU executed from the first instruction of machine_kexec on, in order.
+
+    others: instructions that other CPUs executed meanwhile.
+    """
+
+    cpu: int
+    steps: tuple[Step, ...]
+    events: tuple[Event, ...]
+    others: int
+
+
+@dataclass(frozen=True)
+class Change:
+    """A register that an instruction changed. name: cr0, cr3, cr4, efer, if, gdtr, idtr, or a segment register.
+
+    before, after: the value; of gdtr, idtr (base, limit); of segments (selector, base, limit, flags).
+    """
+
+    step: Step
+    name: str
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+
+
+def parse(text: str, cpu: int) -> Trace:
+    """Read a recording. cpu: the one that panicked.
+
+    :raise EvidenceError: there is no instruction of that CPU in it, or an instruction without its bytes or registers
+    """
+    steps: list[Step] = []
+    events: list[Event] = []
+    others = 0
+    code: dict[int, bytes] = {}
+    pieces = _BLOCK.split(text)
+    _learn_code(pieces[0], code)
+    for number, address, body in zip(pieces[1::3], pieces[2::3], pieces[3::3], strict=True):
+        if int(number) != cpu:
+            others += 1
+        elif _UNDONE not in body:
+            _add(steps, int(address, 16), body, code, cpu)
+            events += [
+                Event(len(steps), int(v, 16), int(e, 16), software == "1") for v, e, software in _EVENT.findall(body)
+            ]
+        _learn_code(body, code)
+    if not steps:
+        raise EvidenceError(f"the hand-over trace has no instruction of CPU {cpu}")
+    return Trace(cpu, tuple(steps), tuple(events), others)
+
+
+def addresses(text: str) -> list[int]:
+    """The addresses of all instructions in a recording, whoever executed them, in order and once each."""
+    return list(dict.fromkeys(int(address, 16) for _, address in _BLOCK.findall(text)))
+
+
+def _learn_code(body: str, code: dict[int, bytes]) -> None:
+    """Bytes of instructions translated here. Long ones go on in the next line."""
+    for block in body.split("IN:")[1:]:
+        parts = [(int(address, 16), bytes.fromhex(digits)) for address, digits in _CODE.findall(block)]
+        if parts:
+            code[parts[0][0]] = b"".join(blob for _, blob in parts)
+
+
+def _add(steps: list[Step], address: int, body: str, code: dict[int, bytes], cpu: int) -> None:
+    if address not in code:
+        raise EvidenceError(f"the hand-over trace does not say what instruction is at {address:#x}")
+    blob = code[address]
+    if steps and steps[-1].pc == address and _REPEATS.match(blob):
+        steps[-1] = replace(steps[-1], repeats=steps[-1].repeats + 1)
+        return
+    try:
+        # up to what follows the registers: another instruction's bytes, or the registers at an interrupt
+        state = registers.parse_one(cpu, _EVENT.split(body.split("----------------", 1)[0], 1)[0])
+    except ProtocolError as problem:
+        raise EvidenceError(f"the hand-over trace is broken at {address:#x}: {problem}") from problem
+    if state.general["rip"] != address:
+        raise EvidenceError(f"the hand-over trace mixes CPUs: registers of {state.general['rip']:#x} at {address:#x}")
+    steps.append(Step(len(steps), state, blob))
+
+
+# ---------------------------------------------------------------- what it says
+
+
+def after(trace: Trace, number: int, final: CpuState | None) -> CpuState | None:
+    """The state after a step: the next one's; after the last `final`, the state at `handover` if it came to that."""
+    return trace.steps[number + 1].state if number + 1 < len(trace.steps) else final
+
+
+def changes(trace: Trace, final: CpuState | None) -> Iterator[Change]:
+    """Every change of what paging, interrupts and segments rest on, with the instruction that made it.
+
+    An interrupt that is delivered changes registers, too: it is told as the instruction's before it, see Trace.events.
+    """
+    for step in trace.steps:
+        new = after(trace, step.number, final)
+        if new is None:
+            continue
+        old_values, new_values = watched(step.state), watched(new)
+        for name, value in old_values.items():
+            if new_values[name] != value:
+                yield Change(step, name, value, new_values[name])
+
+
+def watched(state: CpuState) -> dict[str, tuple[int, ...]]:
+    """The registers that `changes` looks at, by name."""
+    return {
+        "cr0": (state.cr0,),
+        "cr3": (state.cr3,),
+        "cr4": (state.cr4,),
+        "efer": (state.efer,),
+        "if": (state.general["rflags"] >> 9 & 1,),
+        "gdtr": (state.gdt_base, state.gdt_limit),
+        "idtr": (state.idt_base, state.idt_limit),
+        **{name: (s.selector, s.base, s.limit, s.flags) for name, s in state.segments.items()},
+    }
