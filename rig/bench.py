@@ -106,7 +106,7 @@ def _bare(plan: RunPlan, options: Options, folder: Path, cancel: threading.Event
         return Deadline.after(options.deadline, what)
 
     with contextlib.ExitStack() as stack:
-        artefacts = stack.enter_context(prepare(plan, options, RunKeys.make(), folder, lambda _: None))
+        artefacts = stack.enter_context(prepare(plan, options, RunKeys.make(), folder, lambda _: None, cancel))
         spec = artefacts.machine
         times = [time.monotonic()]
         vm = stack.enter_context(Vm(spec, cancel=cancel))

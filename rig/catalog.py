@@ -117,6 +117,16 @@ def control(name: str, directories: Sequence[Path] = ()) -> Path | None:
     return next((path for path in _controls(directories or roots()) if path.name == name), None)
 
 
+def build_file(relative: str) -> Path:
+    """A file of the rig's own kernels/ that a kernel built from source names: a fragment or a patch.
+
+    :raise RequestError: there is none; carries the nearest name and all of them
+    """
+    directory, _, name = relative.rpartition("/")
+    found = {path.name: path for root in roots() for path in (root / KERNELS / directory).glob(f"*{Path(name).suffix}")}
+    return find(found, name, f"file in kernels/{directory}")
+
+
 def _controls(directories: Sequence[Path]) -> list[Path]:
     return [path for root in directories for path in sorted((root / KERNELS / "controls").glob("*/"))]
 

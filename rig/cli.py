@@ -82,6 +82,10 @@ def parser() -> argparse.ArgumentParser:
     lists = command("list", "list what there is to choose from", commands.list_, _add_catalogue)
     lists.add_argument("what", nargs="?", choices=commands.LISTS, metavar="WHAT", help=", ".join(commands.LISTS))
     command("fetch", "download what runs need, to run offline", commands.fetch, _add_selection, _add_catalogue)
+    build = command("build", "build a kernel from source, for the guests' flavours", commands.build, _add_catalogue)
+    build.add_argument("kernel", metavar="KERNEL", help="a name from `rig list kernels` whose file names a source")
+    build.add_argument("--guest", action="append", default=[], metavar="NAME", help="repeatable; default: all guests")
+    build.add_argument("--jobs", type=_count, default=0, metavar="N", help="of make; default: one for each CPU")
     about = "sabotage runs on purpose and see that it is noticed"
     command("selftest", about, commands.selftest, _add_guest, _add_manner, _add_catalogue)
     about = "measure the rig against bare boots"

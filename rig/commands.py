@@ -153,14 +153,14 @@ def require_writable(directory: Path) -> None:
 
 
 @contextlib.contextmanager
-def cancel_on_signal() -> Iterator[threading.Event]:
+def cancel_on_signal(what: str = "ending the guests") -> Iterator[threading.Event]:
     """An event that Ctrl-C, SIGTERM and a closed terminal set. The runs see it, reap their guests and end."""
     cancel = threading.Event()
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
         if not cancel.is_set():
             # Not print: the signal may have come in the middle of one, and streams are not reentrant.
-            os.write(2, f"\nrig: {signal.Signals(number).name}: ending the guests\n".encode())
+            os.write(2, f"\nrig: {signal.Signals(number).name}: {what}\n".encode())
         cancel.set()
 
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -228,23 +228,63 @@ def list_(args: argparse.Namespace) -> int:
 
 
 def fetch(args: argparse.Namespace) -> int:
-    """The newest of everything that the selected runs need; without a selection, that all scenarios need."""
+    """The newest of everything that the selected runs need; without a selection, that all scenarios need.
+
+    Of a kernel that is built from source, the source.
+    """
     from rig.catalog import control
+    from rig.guest.apt import host_arch
     from rig.guest.packages import PackageCache
 
     cache = PackageCache(progress=lambda text: print(text, file=sys.stderr, flush=True), refresh=True)
     releases: dict[str, str] = {}
     for plan in _plans(args):
-        kernel = cache.kernel(plan.kernel, plan.guest)
-        crash_kernel = cache.kernel(plan.crash_kernel, plan.guest)
         cache.userland(plan.guest.arch)
-        if control(plan.scenario.sabotage) is not None and plan.kernel.headers:
-            cache.headers(kernel, plan.kernel.headers)
-        releases |= {f"{files.name} for {plan.guest.name}": files.release for files in (kernel, crash_kernel)}
+        for kernel in dict.fromkeys((plan.kernel, plan.crash_kernel)):
+            where = f"{kernel.name} for {plan.guest.name}"
+            if kernel.source:
+                version = cache.package(kernel.source, host_arch()).version
+                releases[where] = f"to be built from {kernel.source} {version}"
+                continue
+            files = cache.kernel(kernel, plan.guest)
+            releases[where] = files.release
+            if kernel is plan.kernel and kernel.headers and control(plan.scenario.sabotage) is not None:
+                cache.headers(files, kernel.headers)
     if args.json:
         print_json({"cache": cache.cache.root, "kernels": releases})
     else:
         print("\n".join(f"{name}: {release}" for name, release in releases.items()))
+    return 0
+
+
+def build(args: argparse.Namespace) -> int:
+    """One kernel, for each flavour that the guests have: one after the other, each with all jobs."""
+    from rig import pool
+    from rig.catalog import find, one_of
+    from rig.guest.packages import PackageCache
+    from rig.kernel.build import build as build_kernel
+
+    catalogue = _catalogue(args)
+    kernel = find(catalogue.kernels, args.kernel, "kernel")
+    if not kernel.source:
+        from_source = [name for name, other in catalogue.kernels.items() if other.source]
+        raise RequestError(
+            f"{kernel.name} is not built from source, there is nothing to build", hint=one_of(from_source)
+        )
+    named = [find(catalogue.guests, name, "guest") for name in args.guest or catalogue.guests]
+    guests = {guest.flavour: guest for guest in reversed(named)}  # the first of each flavour
+    cache = PackageCache(progress=lambda text: print(text, file=sys.stderr, flush=True))
+    built = []
+    with cancel_on_signal("ending the build; the next one goes on from here") as cancel:
+        for flavour in dict.fromkeys(guest.flavour for guest in named):
+            outcome = build_kernel(kernel, guests[flavour], cache, cancel, args.jobs or pool.cores())
+            built.append({"flavour": flavour, **dataclasses.asdict(outcome)})
+            if not args.json:
+                when = "built before, in" if outcome.cached else "built in"
+                print(f"{kernel.name} for {flavour}: {outcome.files.release}, {when} {outcome.seconds:.0f} s")
+                print(f"  {outcome.files.bzimage.parent}", flush=True)
+    if args.json:
+        print_json({"kernels": built})
     return 0
 
 

@@ -147,7 +147,7 @@ class _Run:
             with contextlib.ExitStack() as stack:
                 with self.in_phase("prepare", "the artefacts"):
                     artefacts = stack.enter_context(
-                        prepare(self.plan, self.options, self.keys, self.writer.path, self.listener)
+                        prepare(self.plan, self.options, self.keys, self.writer.path, self.listener, self.cancel)
                     )
                     self.learn(
                         kernel=artefacts.kernel,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from rig.guest import initramfs
 from rig.guest.cache import Cache
 from rig.guest.keys import RunKeys
 from rig.guest.packages import PackageCache
+from rig.kernel.build import obtain
 from rig.kernel.modules import build_module
 from rig.model import Guest, Kernel, KernelFiles, KernelIdentity, Options, RunPlan
 from rig.vm import accel
@@ -50,13 +52,18 @@ def cmdlines(guest: Guest) -> tuple[str, str]:
 
 @contextmanager
 def prepare(
-    plan: RunPlan, options: Options, keys: RunKeys, run_dir: Path, listener: Callable[[str], None]
+    plan: RunPlan,
+    options: Options,
+    keys: RunKeys,
+    run_dir: Path,
+    listener: Callable[[str], None],
+    cancel: threading.Event,
 ) -> Iterator[Artefacts]:
     """Fetch, build, put together. The initramfs lives in memory as long as the context: nothing to clean up on disk."""
     cache = PackageCache(progress=lambda text: listener(f"note: {text}"))
     guest = plan.guest
-    kernel = cache.kernel(plan.kernel, guest)
-    crash = kernel if plan.crash_kernel == plan.kernel else cache.kernel(plan.crash_kernel, guest)
+    kernel = obtain(plan.kernel, guest, cache, cancel)
+    crash = kernel if plan.crash_kernel == plan.kernel else obtain(plan.crash_kernel, guest, cache, cancel)
     sources = catalog.control(plan.scenario.sabotage)
     control = build_module(sources, kernel, cache) if sources else None
     chosen = accel.choose(options.accel, memo=cache.cache.root / "kvm.json")
