@@ -21,7 +21,8 @@ from typing import Any, TypeVar
 import msgspec
 
 from rig.errors import CatalogueError, RequestError
-from rig.model import Guest, Kernel, Scenario, Verdict
+from rig.model import Dump, Guest, Kernel, Scenario, Verdict
+from rig.sabotage import parameter_complaint
 
 GUESTS, KERNELS, SCENARIOS = "guests", "kernels", "scenarios"
 SUITE = re.compile(r"[a-z][a-z0-9-]*")
@@ -46,7 +47,7 @@ class Catalogue:
 class Registries:
     """The names that a scenario may use and that are code, not TOML."""
 
-    checks: Collection[str]
+    checks: Mapping[str, Collection[Dump]]  # with the kinds of dump that each can be judged with
     triggers: Collection[str]
     injections: Collection[str]  # sabotage without a module: the rig does it through the debugger
 
@@ -54,10 +55,11 @@ class Registries:
 def registries() -> Registries:
     """The rig's own checks, triggers and injections."""
     from rig.checks import REGISTRY
-    from rig.injection import FLIP
+    from rig.injection import INJECTIONS
     from rig.triggers import TRIGGERS
 
-    return Registries(checks=tuple(REGISTRY), triggers=tuple(TRIGGERS), injections=(FLIP,))
+    checks = {name: check.dumps for name, check in REGISTRY.items()}
+    return Registries(checks=checks, triggers=tuple(TRIGGERS), injections=tuple(INJECTIONS))
 
 
 def roots() -> tuple[Path, ...]:
@@ -102,11 +104,17 @@ def read(directories: Sequence[Path], known: Registries) -> Catalogue:
     catalogue = Catalogue(
         guests=_table(Guest, GUESTS, files),
         kernels=_table(Kernel, KERNELS, files),
-        scenarios=_table(Scenario, SCENARIOS, files),
+        scenarios={name: _complete(s, known) for name, s in _table(Scenario, SCENARIOS, files).items()},
         files=files,
     )
     _check_references(catalogue, known, [*known.injections, *(path.name for path in _controls(directories))])
     return catalogue
+
+
+def _complete(scenario: Scenario, known: Registries) -> Scenario:
+    """A scenario that names no checks has all that can be judged with its dump."""
+    every = tuple(name for name, dumps in known.checks.items() if scenario.dump in dumps)
+    return dataclasses.replace(scenario, checks=scenario.checks or every)
 
 
 def control(name: str, directories: Sequence[Path] = ()) -> Path | None:
@@ -174,6 +182,9 @@ def _entry(kind: type[E], path: Path) -> E:
     for key, field in fields.items():
         if key not in table and field.default is dataclasses.MISSING:
             raise CatalogueError(f"{path}: missing key {key!r}", hint=f"a {kind.__name__} needs: {_required(kind)}")
+    for key, value in table.items():
+        if value == []:
+            raise CatalogueError(f"{path}: {key}: the list is empty", hint=f"name one, or leave {key!r} out")
     types = typing.get_type_hints(kind)
     entry = kind(name=path.stem, **{key: _value(path, key, value, types[key]) for key, value in table.items()})
     for key, complaint in _complaints(entry):
@@ -252,17 +263,14 @@ def _kernel_complaints(kernel: Kernel) -> Iterable[tuple[str, str]]:
 
 def _scenario_complaints(scenario: Scenario) -> Iterable[tuple[str, str]]:
     for key, names in (("checks", scenario.checks), ("guests", scenario.guests)):
-        if not names:
-            yield key, "the list is empty"
         if len(set(names)) < len(names):
             yield key, "a name is listed twice"
     if scenario.expect not in (Verdict.PASS, Verdict.FAIL):
         yield "expect", f"{scenario.expect.value!r} can't be expected; valid: fail, pass"
     if (scenario.expect is Verdict.FAIL) != bool(scenario.expect_failed):
         yield "expect_failed", 'must name the checks that fail when expect = "fail", and only then'
-    for name in scenario.expect_failed:
-        if name not in scenario.checks:
-            yield "expect_failed", f"{name!r} is not among this scenario's checks"
+    if complaint := parameter_complaint(scenario.parameters):
+        yield "sabotage", complaint
 
 
 def _check_references(catalogue: Catalogue, known: Registries, sabotages: Sequence[str]) -> None:
@@ -274,9 +282,10 @@ def _check_references(catalogue: Catalogue, known: Registries, sabotages: Sequen
         references += [
             (SCENARIOS, scenario.name, "trigger", [scenario.trigger], known.triggers),
             (SCENARIOS, scenario.name, "checks", scenario.checks, known.checks),
+            (SCENARIOS, scenario.name, "expect_failed", scenario.expect_failed, scenario.checks),
             (SCENARIOS, scenario.name, "guests", scenario.guests, catalogue.guests),
             (SCENARIOS, scenario.name, "kernel", filter(None, [scenario.kernel]), catalogue.kernels),
-            (SCENARIOS, scenario.name, "sabotage", scenario.sabotage.split()[:1], sabotages),
+            (SCENARIOS, scenario.name, "sabotage", filter(None, [scenario.control]), sabotages),
         ]
     for part, owner, key, names, valid in references:
         for name in names:

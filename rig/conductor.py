@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import rig
-from rig import injection, sabotage, trace
+from rig import injection, sabotage, saboteur, trace
 from rig.errors import (
     Cancelled,
     CouldNotJudge,
@@ -26,7 +26,7 @@ from rig.errors import (
     MachineError,
     RequestError,
 )
-from rig.evidence import DumpInfo, Evidence, EvidenceWriter, Facts, Kimage, PageTableDamage, Pattern, to_json
+from rig.evidence import DumpInfo, Evidence, EvidenceWriter, Facts, Kimage, Pattern, to_json
 from rig.guest import arming
 from rig.guest.keys import RunKeys
 from rig.judge import judge
@@ -192,6 +192,10 @@ class _Run:
             # its own doing, or QEMU's? QMP may tell a moment later than the gdbstub
             ending = vm.watch.wait_for_end(2.0)
             self.guest_ended = ending is not None and ending.by_guest
+            if self.facts.kimage is not None and not self.facts.tables:
+                # Its death comes first, but without its tables not even its stack has an owner.
+                with contextlib.suppress(EvidenceError):
+                    self._survey(recorder)
             raise
         finally:
             self.learn(captured=tuple(recorder.captured))
@@ -230,7 +234,10 @@ class _Run:
         )
         record = 0
         if artefacts.control:
-            record = arming.load_control(vm.shell, deadline)
+            notes = known.crash_notes[0][0] if known.crash_notes else 0
+            places = {"pattern": self.token, "crash_notes": f"{notes:#x}"}
+            parameters = sabotage.fill(self.plan.scenario.parameters, places)
+            record = arming.load_control(vm.shell, parameters, deadline)
             self.kallsyms |= symbols.parse_all(vm.shell.run(symbols.COMMAND_MODULES, deadline), modules=True)
         with _held(vm):
             self.writer.write_registers(Checkpoint.ARMED, vm.info_registers())
@@ -268,13 +275,13 @@ class _Run:
                     cpu = self._stop_at(vm, gdb, self.facts.symbols[symbols.MACHINE_KEXEC], deadline)
                 self._capture(vm, recorder, Checkpoint.MACHINE_KEXEC)
                 image = self._read_kimage(recorder, cpu)
+                self._inject(vm, gdb, recorder, Checkpoint.MACHINE_KEXEC)
             with self.in_phase("hand-over", f"the new image's entry {image.start:#x}") as deadline:
                 self._record_to(vm, gdb, image.start, deadline)
-                if self.plan.scenario.sabotage == injection.FLIP:
-                    self._flip(gdb, recorder)
+                self._inject(vm, gdb, recorder, Checkpoint.HANDOVER)
                 self._capture(vm, recorder, Checkpoint.HANDOVER)
                 if record:
-                    self._read_record(recorder, record)
+                    self.learn(**saboteur.read_record(recorder.live, record))
                 # what the first kernel printed, its panic first of all, must not be taken for the crash kernel's
                 vm.console.discard()
 
@@ -338,27 +345,33 @@ class _Run:
         self.learn(kimage=image)
         return image
 
-    def _flip(self, gdb: GdbStub, recorder: Recorder) -> None:
-        """The debugger's sabotage: one bit of the pgd. The old tables are no longer live, so the guest goes on."""
+    def _inject(self, vm: Vm, gdb: GdbStub, recorder: Recorder, when: Checkpoint) -> None:
+        """The debugger's sabotage, if the scenario asks for one at this checkpoint."""
+        chosen = injection.INJECTIONS.get(self.plan.scenario.control)
+        if chosen is None or chosen.when is not when:
+            return
         assert self.facts.mode is not None
         assert self.facts.cr3 is not None
-        root = levels.root(self.facts.mode, self.facts.cr3)
-        seed = self.options.seed if self.options.seed is not None else secrets.randbits(32)
-        table = recorder.live.read(root, levels.root_size(self.facts.mode))
-        flip = injection.choose_flip(self.facts.mode, table, random.Random(seed))
-        gdb.write_physical(root + flip.offset, flip.blob)
-        self.learn(
-            damage=(PageTableDamage(flip.index, flip.before, flip.after),),
-            environment={**self.facts.environment, "sabotage_seed": seed},
-        )
+        assert self.facts.crash_region is not None
+        assert self.facts.kimage is not None
 
-    def _read_record(self, recorder: Recorder, address: int) -> None:
-        """What the control module says it did. A control that never ran has left no magic: EvidenceError."""
-        told = sabotage.parse_record(recorder.live.read(address, sabotage.RECORD_SIZE))
-        self.learn(
-            damage=tuple(PageTableDamage(e.index, e.before, e.after) for e in told.entries),
-            control_memory=(address, sabotage.BLOCK_SIZE),
+        def cpu() -> CpuState:
+            return next(c for c in vm.info_registers() if c.cpu == self.facts.crashing_cpu)
+
+        seed = self.options.seed if self.options.seed is not None else secrets.randbits(32)
+        scene = injection.Scene(
+            arch=self.plan.guest.arch,
+            mode=self.facts.mode,
+            cr3=self.facts.cr3,
+            cpu=cpu(),
+            memory=recorder.live,
+            iomem=self.facts.iomem,
+            crash_region=self.facts.crash_region,
+            kimage=self.facts.kimage,
+            chance=random.Random(seed),
         )
+        self.learn(**saboteur.carry_out(chosen.choose(scene), gdb, recorder.live, cpu))
+        self.learn(environment={**self.facts.environment, "sabotage_seed": seed})
 
     # ------------------------------------------------------------ the crash kernel
 
@@ -368,17 +381,7 @@ class _Run:
         with self.in_phase("crash-boot", "the crash kernel's shell") as deadline:
             import rig.guest.ssh  # noqa: F401  # now: it takes a while, and there is time
 
-            assert self.facts.crashing_cpu is not None
-            recorded = trace.parse(self.recording, self.facts.crashing_cpu)
-            found = survey(recorder, self.facts, recorded, self.other_cr3s, self.token.encode())
-            self.code_pages = found.code_pages
-            self.learn(
-                tables=found.tables,
-                other_tables=found.other_tables,
-                handover_tables=found.handover_tables,
-                slab_pages=found.slab_pages,
-                pattern=Pattern(self.token, *found.pattern),
-            )
+            self._survey(recorder)
             hello = vm.shell.wait_hello("crash", deadline)
             self.learn(
                 crash_release=hello.release,
@@ -388,6 +391,20 @@ class _Run:
             self.no_network = "" if hello.net == "yes" else hello.net
             with _held(vm):
                 self._capture(vm, recorder, Checkpoint.CRASH_KERNEL)
+
+    def _survey(self, recorder: Recorder) -> None:
+        """What else can be told from the captures of `panic` and `handover`."""
+        assert self.facts.crashing_cpu is not None
+        recorded = trace.parse(self.recording, self.facts.crashing_cpu)
+        found = survey(recorder, self.facts, recorded, self.other_cr3s, self.token.encode())
+        self.code_pages = found.code_pages
+        self.learn(
+            tables=found.tables,
+            other_tables=found.other_tables,
+            handover_tables=found.handover_tables,
+            slab_pages=found.slab_pages,
+            pattern=Pattern(self.token, *found.pattern),
+        )
 
     def _pages_to_keep(self) -> list[int]:
         """Physical addresses of pages to keep from `panic` whether or not they change."""

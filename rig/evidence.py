@@ -107,10 +107,20 @@ class DumpInfo:
 
 
 @dataclass(frozen=True)
-class PageTableDamage:
-    """An entry that a sabotage says it changed. before, after: raw entry values."""
+class Damage:
+    """Bytes that a sabotage says it changed. address: physical. before, after: `size` bytes, as numbers."""
 
-    index: int
+    address: int
+    size: int
+    before: int
+    after: int
+
+
+@dataclass(frozen=True)
+class RegisterDamage:
+    """A register of the crashing CPU, set at `handover`. register: its name in CpuState (cr4) or in its `general`."""
+
+    register: str
     before: int
     after: int
 
@@ -150,7 +160,8 @@ class Facts:
     crash_seconds: float | None = None  # hand-over to its user space, seconds of wall time
     vmcore_present: bool | None = None
     dump: DumpInfo | None = None
-    damage: tuple[PageTableDamage, ...] = ()  # what the sabotage says it did
+    damage: tuple[Damage, ...] = ()  # what the sabotage says it did to memory, by ascending address
+    register_damage: tuple[RegisterDamage, ...] = ()  # and to registers
     control_memory: tuple[int, int] | None = None  # the control module's own: physical address, size
     captured: tuple[Checkpoint, ...] = ()  # where memory was
     phases: tuple[Phase, ...] = ()

@@ -1,35 +1,248 @@
-"""Sabotage through the debugger: one bit of the page directory, flipped between two checkpoints. Pure."""
+"""Sabotage through the debugger, on kernels as they are. What is damaged is chosen from memory and registers. Pure.
+
+To add one: a decorated function Scene -> Change. At `machine-kexec` the damage is done after the capture, and may only
+be to memory; at `handover` before it. The machine is held in between.
+"""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from rig.memory import levels
-from rig.model import PagingMode
+import capstone
+import numpy as np
 
-FLIP = "flip-pgd-bit"  # the name by which a scenario asks for it
+from rig.errors import EvidenceError
+from rig.evidence import Damage, Kimage, RegisterDamage
+from rig.memory import levels, paging
+from rig.memory.physical import Memory, OutsideMemory
+from rig.memory.walk import AddressSpace, walk
+from rig.model import PAGE_SIZE, Arch, Checkpoint, CpuState, PagingMode, Range
+
 # Accessed and dirty: the CPU sets them by itself, so a check must not take them for damage (SDM vol. 3, 4.8).
 AD_BITS = (5, 6)
+LARGE_PAGE = 2 << 20  # bytes, what an entry of a page directory maps in PAE and longer modes
+CODE = 512  # bytes of machine_kexec in which the instruction is looked for that turns interrupts off
+CLI, STI = b"\xfa", b"\xfb"  # SDM vol. 2
+CR0_WP, CR4_PGE = 1 << 16, 1 << 7  # SDM vol. 3, 2.5
 
 
 @dataclass(frozen=True)
-class Flip:
-    """One flipped bit. offset: of the entry in the table, bytes. blob: the entry as it is to be written."""
+class Scene:
+    """The held machine. cr3: at `panic`. cpu: the crashing one, as it is now. memory: as it is now."""
 
-    index: int
-    offset: int
-    blob: bytes
+    arch: Arch
+    mode: PagingMode
+    cr3: int
+    cpu: CpuState
+    memory: Memory
+    iomem: tuple[Range, ...]
+    crash_region: Range
+    kimage: Kimage
+    chance: random.Random
+
+
+@dataclass(frozen=True)
+class Change:
+    """What is to be written. own: a page (physical address) that the sabotage took for itself."""
+
+    memory: tuple[Damage, ...] = ()
+    registers: tuple[RegisterDamage, ...] = ()
+    own: int | None = None
+
+
+@dataclass(frozen=True)
+class Injection:
+    name: str
+    when: Checkpoint
+    choose: Callable[[Scene], Change]
+
+
+_found: dict[str, Injection] = {}
+
+
+def injection(name: str, when: Checkpoint) -> Callable[[Callable[[Scene], Change]], Callable[[Scene], Change]]:
+    """Enter a function into the registry, under the name by which a scenario asks for it."""
+
+    def enter(choose: Callable[[Scene], Change]) -> Callable[[Scene], Change]:
+        _found[name] = Injection(name, when, choose)
+        return choose
+
+    return enter
+
+
+# ---------------------------------------------------------------- the live pgd
+
+
+@injection("flip-pgd-bit", Checkpoint.HANDOVER)
+def flip_pgd_bit(scene: Scene) -> Change:
+    """Any bit of any entry but the accessed and dirty ones. The old tables are no longer live, so the guest goes on."""
+    root, width = levels.root(scene.mode, scene.cr3), levels.MODES[scene.mode].entry_size
+    address = root + width * scene.chance.randrange(levels.root_size(scene.mode) // width)
+    bit = scene.chance.choice([b for b in range(8 * width) if b not in AD_BITS])
+    before = int.from_bytes(scene.memory.read(address, width), "little")
+    return Change((Damage(address, width, before, before ^ 1 << bit),))
+
+
+# ---------------------------------------------------------------- the way
+
+
+@injection("interrupts-on", Checkpoint.MACHINE_KEXEC)
+def interrupts_on(scene: Scene) -> Change:
+    """machine_kexec's own CLI becomes STI: it goes on to change segments and tables with interrupts on.
+
+    Setting the flag itself would be in vain: the CLI comes first.
+    """
+    rip = scene.cpu.general["rip"]
+    physical = paging.translate(scene.memory, scene.mode, scene.cr3, rip).physical
+    width = capstone.CS_MODE_64 if scene.arch is Arch.AMD64 else capstone.CS_MODE_32
+    code = scene.memory.read(physical, CODE)  # kernel text is contiguous, physically too
+    for address, size, mnemonic, _ in capstone.Cs(capstone.CS_ARCH_X86, width).disasm_lite(code, physical):
+        if mnemonic == "cli" and size == len(CLI):
+            return Change((Damage(address, 1, CLI[0], STI[0]),))
+    raise EvidenceError(f"no CLI within {CODE} bytes of machine_kexec at {rip:#x}")
+
+
+@injection("unmapped-control-page", Checkpoint.MACHINE_KEXEC)
+def unmapped_control_page(scene: Scene) -> Change:
+    """The image's tables no longer map the control page where it runs: nothing there after CR3 is loaded."""
+    entry = _control_entry(scene)
+    return Change((Damage(entry.address, entry.size, entry.before, 0),))
+
+
+@injection("nx-control-page", Checkpoint.MACHINE_KEXEC)
+def nx_control_page(scene: Scene) -> Change:
+    """The control page is not executable where it runs, in the image's tables."""
+    if not scene.cpu.efer & 1 << 11:
+        raise EvidenceError("EFER.NXE is clear: there is no NX to set")
+    entry = _control_entry(scene)
+    return Change((Damage(entry.address, entry.size, entry.before, entry.before | levels.NX),))
+
+
+@injection("identity-hole", Checkpoint.MACHINE_KEXEC)
+def identity_hole(scene: Scene) -> Change:
+    """The image's identity map lacks the topmost 2 MiB of RAM outside the crash region, which the way doesn't need."""
+    tables = _image_tables(scene)
+    whole = np.flatnonzero((tables.space.size == LARGE_PAGE) & (tables.space.virtual == tables.space.physical))
+    for start in reversed(tables.space.physical[whole].tolist()):
+        if _is_ram(scene, start, LARGE_PAGE):
+            entry = _last_entry(scene, tables.root, start)
+            return Change((Damage(entry.address, entry.size, entry.before, 0),))
+    raise EvidenceError(f"the identity map at {tables.root:#x} has no 2 MiB page that is all RAM")
+
+
+@injection("stray-table", Checkpoint.MACHINE_KEXEC)
+def stray_table(scene: Scene) -> Change:
+    """A page directory of the image's identity map lies outside the crash region, with the same contents."""
+    tables = _image_tables(scene)
+    path = paging.translate(scene.memory, scene.mode, tables.root, scene.kimage.start).path
+    if len(path) < 3:
+        raise EvidenceError(f"the identity map at {tables.root:#x} has no page directory")
+    _, at, before = path[-2]
+    frame = levels.MODES[scene.mode].levels[len(path) - 2].frame
+    copy = _zero_page(scene)
+    original = scene.memory.read(before & frame, PAGE_SIZE)
+    words = (original[i : i + 8] for i in range(0, PAGE_SIZE, 8))
+    written = [Damage(copy + 8 * i, 8, 0, int.from_bytes(word, "little")) for i, word in enumerate(words) if any(word)]
+    pointer = Damage(at, 8, before, before & ~frame | copy)
+    return Change(tuple(sorted([*written, pointer], key=lambda d: d.address)), own=copy)
+
+
+# ---------------------------------------------------------------- the new image's entry
+
+
+@injection("stale-cr4", Checkpoint.HANDOVER)
+def stale_cr4(scene: Scene) -> Change:
+    """CR4.PGE is still set: global pages of the old kernel would outlive a change of tables."""
+    return Change(registers=(RegisterDamage("cr4", scene.cpu.cr4, scene.cpu.cr4 | CR4_PGE),))
+
+
+@injection("stale-cr0", Checkpoint.HANDOVER)
+def stale_cr0(scene: Scene) -> Change:
+    """CR0.WP is still set."""
+    return Change(registers=(RegisterDamage("cr0", scene.cpu.cr0, scene.cpu.cr0 | CR0_WP),))
+
+
+# ---------------------------------------------------------------- the image's own tables
+
+
+@dataclass(frozen=True)
+class _ImageTables:
+    """root: physical. control: where the control page is mapped beside its own physical address, virtual."""
+
+    root: int
+    space: AddressSpace
+    control: int
+
+
+def _image_tables(scene: Scene) -> _ImageTables:
+    """The tables that the image was given when it was loaded, whatever their design.
+
+    They are known by what they must do: map one page of the crash region twice, at its own address and at one of the
+    kernel's. i386 keeps a pointer to their root in struct kimage; on x86_64 the root is in the crash region, and they
+    map the entry of the new image as well.
+    """
+    for root in (*scene.kimage.pages, *_identity_roots(scene)):
+        space = walk(scene.memory, scene.mode, root)
+        small = space.size == PAGE_SIZE
+        for virtual, physical in zip(space.virtual[small].tolist(), space.physical[small].tolist(), strict=True):
+            if virtual != physical and physical in scene.crash_region and _maps(scene, root, physical):
+                return _ImageTables(root, space, virtual)
+    raise EvidenceError("no page tables of the image were found: none map a page of the crash region twice")
+
+
+def _identity_roots(scene: Scene) -> list[int]:
+    pages = range(scene.crash_region.start, scene.crash_region.last, PAGE_SIZE)
+    return [page for page in pages if _maps(scene, page, scene.kimage.start)]
+
+
+def _maps(scene: Scene, root: int, address: int) -> bool:
+    """Whether the tables map an address to itself."""
+    try:
+        return paging.translate(scene.memory, scene.mode, root, address).physical == address
+    except (paging.NotMapped, OutsideMemory):
+        return False
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """address: physical. size: bytes. before: its value."""
+
+    address: int
+    size: int
     before: int
-    after: int
 
 
-def choose_flip(mode: PagingMode, table: bytes, chance: random.Random) -> Flip:
-    """Any bit of any entry but the accessed and dirty ones. table: the root table's bytes (PAE: the 32 of the PDPT)."""
-    entries = levels.entries(mode, table)
-    size = len(table) // len(entries)
-    index = chance.randrange(len(entries))
-    bit = chance.choice([b for b in range(8 * size) if b not in AD_BITS])
-    before = int(entries[index])
-    after = before ^ 1 << bit
-    return Flip(index, index * size, after.to_bytes(size, "little"), before, after)
+def _control_entry(scene: Scene) -> _Entry:
+    tables = _image_tables(scene)
+    return _last_entry(scene, tables.root, tables.control)
+
+
+def _last_entry(scene: Scene, root: int, virtual: int) -> _Entry:
+    """The entry that maps the page."""
+    _, address, value = paging.translate(scene.memory, scene.mode, root, virtual).path[-1]
+    return _Entry(address, levels.MODES[scene.mode].entry_size, value)
+
+
+# ---------------------------------------------------------------- RAM
+
+
+def _is_ram(scene: Scene, start: int, size: int) -> bool:
+    """Whether all of it is System RAM, and none of it the crash region's."""
+    last, region = start + size - 1, scene.crash_region
+    if start <= region.last and last >= region.start:
+        return False
+    return any(r.name == "System RAM" and start in r and last in r for r in scene.iomem)
+
+
+def _zero_page(scene: Scene) -> int:
+    """The topmost page of RAM outside the crash region that holds nothing but zeros."""
+    for ram in sorted((r for r in scene.iomem if r.name == "System RAM"), key=lambda r: r.start, reverse=True):
+        for page in range((ram.last + 1) // PAGE_SIZE * PAGE_SIZE - PAGE_SIZE, ram.start - 1, -PAGE_SIZE):
+            if _is_ram(scene, page, PAGE_SIZE) and not any(scene.memory.read(page, PAGE_SIZE)):
+                return page
+    raise EvidenceError("no page of RAM is all zeros")
+
+
+INJECTIONS: Mapping[str, Injection] = dict(_found)

@@ -6,9 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rig.checks import run_check
-from rig.errors import RequestError
-from rig.evidence import Evidence, Facts
-from rig.model import CheckResult, RunResult, Verdict
+from rig.errors import EvidenceError, RequestError
+from rig.evidence import Damage, Evidence, Facts
+from rig.memory import levels
+from rig.memory.physical import OutsideMemory
+from rig.model import Checkpoint, CheckResult, RunResult, Verdict
+
+BOOTS = "crash-kernel-boots"
 
 
 def judge(evidence: Evidence) -> RunResult:
@@ -35,7 +39,7 @@ def judge(evidence: Evidence) -> RunResult:
         phases=facts.phases,
         environment=facts.environment,
         expect_failed=scenario.expect_failed,
-        surprise=_surprise(facts, verdict, checks),
+        surprise=_surprise(evidence, verdict, checks),
         error=facts.broke_off,
     )
 
@@ -49,8 +53,9 @@ def judge_dir(path: Path) -> RunResult:
     return judge(Evidence(path))
 
 
-def _surprise(facts: Facts, verdict: Verdict, checks: Sequence[CheckResult]) -> str:
+def _surprise(evidence: Evidence, verdict: Verdict, checks: Sequence[CheckResult]) -> str:
     """Why this is not what the scenario expects; empty when it is."""
+    facts = evidence.facts
     scenario = facts.plan.scenario
     if verdict is Verdict.ERROR:
         return "could not judge"
@@ -61,24 +66,64 @@ def _surprise(facts: Facts, verdict: Verdict, checks: Sequence[CheckResult]) -> 
         parts.append(f"went unnoticed by {', '.join(sorted(unseen))}")
     if extra := failed - expected:
         parts.append(f"{', '.join(sorted(extra))} failed")
-    if others := [c.name for c in checks if c.verdict in (Verdict.ERROR, Verdict.SKIP)]:
+    # A machine that dies as it should leaves nothing behind for the checks that look at what comes later.
+    died_as_expected = facts.died and BOOTS in expected & failed
+    unjudged = (Verdict.SKIP,) if died_as_expected else (Verdict.ERROR, Verdict.SKIP)
+    if others := [c.name for c in checks if c.verdict in unjudged]:
         parts.append(f"{', '.join(others)} not judged")
     if not parts and scenario.sabotage:
-        parts += _sabotage_mismatch(facts, checks)
+        parts += _sabotage_mismatch(evidence, checks)
     return "; ".join(parts)
 
 
-def _sabotage_mismatch(facts: Facts, checks: Sequence[CheckResult]) -> list[str]:
-    """Are the entries that the rig names exactly those which the sabotage says it changed?"""
-    told = {(d.index, d.before, d.after) for d in facts.damage}
+def _sabotage_mismatch(evidence: Evidence, checks: Sequence[CheckResult]) -> list[str]:
+    """Was done what the sabotage says, and are the pgd entries that the rig names exactly those which it changed?"""
+    facts = evidence.facts
+    if not facts.damage and not facts.register_damage:
+        return ["the sabotage left no record of what it did"]
+    told = _told_entries(facts)
     found = {
         (e["index"], e["before"], e["after"])
         for c in checks
         if c.name == "pgd-survives"
-        for e in c.figures["entries_changed"]
+        for e in c.figures.get("entries_changed", ())
     }
-    if not told:
-        return ["the sabotage left no record of what it did"]
+    if Checkpoint.HANDOVER not in facts.captured:
+        return []  # it died on the way: of its memory only the sabotage's own word is left
     if told != found:
         return [f"the sabotage changed entries {sorted(told)}, the rig named {sorted(found)}"]
-    return []
+    try:
+        if absent := [f"{d.address:#x}" for d in facts.damage if not _is_seen(evidence, d)]:
+            return [f"what the sabotage says it wrote is not in memory at {Checkpoint.HANDOVER}: {', '.join(absent)}"]
+        return [
+            f"{d.register} is not {d.after:#x} at {Checkpoint.HANDOVER}, as the sabotage says"
+            for d in facts.register_damage
+            if evidence.crashing_cpu(Checkpoint.HANDOVER).register(d.register) != d.after
+        ]
+    except EvidenceError as problem:
+        return [f"what the sabotage did can't be seen: {problem.message}"]
+
+
+def _told_entries(facts: Facts) -> set[tuple[int, int, int]]:
+    """(index, before, after) of the pgd's entries in which the damaged bytes differ."""
+    if facts.mode is None or facts.cr3 is None:
+        return set()
+    root, size = levels.root(facts.mode, facts.cr3), levels.root_size(facts.mode)
+    width = levels.MODES[facts.mode].entry_size
+    told = set()
+    for damage in facts.damage:
+        before, after = (value.to_bytes(damage.size, "little") for value in (damage.before, damage.after))
+        for at in range(0, damage.size, width):
+            old, new = before[at : at + width], after[at : at + width]
+            if old != new and 0 <= damage.address + at - root < size:
+                index = (damage.address + at - root) // width
+                told.add((index, int.from_bytes(old, "little"), int.from_bytes(new, "little")))
+    return told
+
+
+def _is_seen(evidence: Evidence, damage: Damage) -> bool:
+    try:
+        found = evidence.memory(Checkpoint.HANDOVER).read(damage.address, damage.size)
+    except OutsideMemory:
+        return False  # the page was not kept: it never changed
+    return int.from_bytes(found, "little") == damage.after

@@ -120,15 +120,25 @@ class Scenario:
     name: str
     description: str
     trigger: str
-    checks: tuple[str, ...]
     guests: tuple[str, ...]
+    checks: tuple[str, ...] = ()  # when the file names none: all that can be judged with this dump
     kernel: str = ""  # name of the Kernel used unless --kernel says otherwise; empty: the guest's
     dump: Dump = Dump.HEADERS
     # A control in kernels/controls, loaded before the trigger, with its module parameters ("damage what=pte"), or an
-    # injection: damage that the rig does through the debugger.
+    # injection: damage that the rig does through the debugger. {pattern} and so on: see rig/sabotage.py.
     sabotage: str = ""
     expect: Verdict = Verdict.PASS
     expect_failed: tuple[str, ...] = ()  # with expect = "fail": exactly these checks fail
+
+    @property
+    def control(self) -> str:
+        """The sabotage without its parameters: the name of a control module or of an injection; empty without one."""
+        return self.sabotage.partition(" ")[0]
+
+    @property
+    def parameters(self) -> str:
+        """The control's module parameters, as the scenario gives them."""
+        return self.sabotage.partition(" ")[2].strip()
 
 
 @dataclass(frozen=True)
@@ -209,6 +219,11 @@ class CpuState:
     idt_base: int
     idt_limit: int
     segments: Mapping[str, Segment]  # cs ss ds es fs gs ldt tr
+
+    def register(self, name: str) -> int:
+        """A general or control register by its name. AttributeError when there is none."""
+        value: int = self.general[name] if name in self.general else getattr(self, name)
+        return value
 
     @property
     def paging(self) -> PagingMode | None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from rig.evidence import DumpInfo, Evidence, EvidenceWriter, Facts, Kimage, PageTableDamage, to_json
+from rig.evidence import Damage, DumpInfo, Evidence, EvidenceWriter, Facts, Kimage, to_json
 from rig.model import (
     PAGE_SIZE,
     Arch,
@@ -55,7 +55,7 @@ SEEN = (Checkpoint.PANIC, Checkpoint.MACHINE_KEXEC, Checkpoint.HANDOVER, Checkpo
 
 
 def scenario(**changes: Any) -> Scenario:
-    return replace(Scenario("panic", "forged", "sysrq-c", CHECKS, ("i386",)), **changes)
+    return replace(Scenario("panic", "forged", "sysrq-c", ("i386",), CHECKS), **changes)
 
 
 def pgd_page() -> bytes:
@@ -147,8 +147,9 @@ class Machine:
         """Change the scenario."""
         self.learn(plan=replace(self.facts.plan, scenario=scenario(**changes)))
 
-    def damage(self, *entries: tuple[int, int, int]) -> None:
-        self.learn(damage=tuple(PageTableDamage(*e) for e in entries))
+    def damage(self, *words: tuple[int, int, int, int]) -> None:
+        """What a sabotage says: (address, size, before, after)."""
+        self.learn(damage=tuple(Damage(*w) for w in words))
 
     def write(self, results: Path) -> Evidence:
         writer = EvidenceWriter(results, self.facts.plan.slug)

@@ -9,11 +9,14 @@ import pytest
 from rig import catalog
 from rig.catalog import Registries
 from rig.errors import CatalogueError, RequestError
-from rig.model import Arch, Kernel, PagingMode, Verdict
+from rig.model import Arch, Dump, Kernel, PagingMode, Verdict
 
 ROOT = Path(__file__).resolve().parent.parent
 KNOWN = Registries(
-    checks=("pgd-survives", "crash-kernel-boots", "memory-accounted", "vmcore-registers"),
+    checks={
+        **dict.fromkeys(("pgd-survives", "crash-kernel-boots", "memory-accounted", "vmcore-registers"), tuple(Dump)),
+        "vmcore-faithful": (Dump.RAW,),
+    },
     triggers=("sysrq-c",),
     injections=("flip-pgd-bit",),
 )
@@ -113,7 +116,13 @@ def test_the_rigs_own_catalogue() -> None:
         ("scenarios/crash", "trigger", "expect = 'fail'\ntrigger", "expect_failed: must name the checks", ""),
         ("scenarios/crash", "trigger", "expect_failed = ['pgd-survives']\ntrigger", "and only then", ""),
         ("scenarios/crash", "trigger", "expect = 'skip'\ntrigger", "expect: 'skip' can't be expected", ""),
-        ("scenarios/crash", "trigger", "expect = 'fail'\nexpect_failed = ['x']\ntrigger", "'x' is not among", ""),
+        (
+            "scenarios/crash",
+            "trigger",
+            "expect = 'fail'\nexpect_failed = ['x']\ntrigger",
+            "expect_failed: unknown",
+            "valid: pgd",
+        ),
         (
             "scenarios/crash",
             "trigger",
@@ -121,6 +130,7 @@ def test_the_rigs_own_catalogue() -> None:
             "sabotage: unknown name 'nothing'",
             "flip-pgd-bit",
         ),
+        ("scenarios/crash", "trigger", "sabotage = 'x y'\ntrigger", "sabotage: 'y' is not a module parameter", ""),
     ],
 )
 def test_bad_files_are_refused_by_file_and_key(
@@ -164,11 +174,22 @@ def test_paths_in_a_file_are_relative_to_it(write: Write, tmp_path: Path) -> Non
 
 def test_sabotage_names_a_control_or_an_injection(write: Write, tmp_path: Path) -> None:
     write("kernels/controls/spoil/Makefile", "")
-    write("scenarios/spoilt.toml", SCENARIO + 'sabotage = "spoil"\n')
+    write("scenarios/spoilt.toml", SCENARIO + 'sabotage = "spoil what=pte"\n')
     write("scenarios/flipped.toml", SCENARIO + 'sabotage = "flip-pgd-bit"\n')
-    assert catalog.read([tmp_path], KNOWN).scenarios["spoilt"].sabotage == "spoil"
+    assert catalog.read([tmp_path], KNOWN).scenarios["spoilt"].control == "spoil"
+    assert catalog.read([tmp_path], KNOWN).scenarios["spoilt"].parameters == "what=pte"
     assert catalog.control("spoil", [tmp_path]) == tmp_path / "kernels/controls/spoil"
     assert catalog.control("flip-pgd-bit", [tmp_path]) is None  # an injection, no module
+
+
+@pytest.mark.parametrize(("dump", "faithful"), [("headers", False), ("raw", True)])
+def test_without_checks_a_scenario_has_all_that_its_dump_allows(
+    write: Write, tmp_path: Path, dump: str, faithful: bool
+) -> None:
+    every = SCENARIO.replace('checks = ["pgd-survives"]', f'dump = "{dump}"')
+    write("scenarios/every.toml", every + 'expect = "fail"\nexpect_failed = ["memory-accounted"]\n')
+    found = catalog.read([tmp_path], KNOWN).scenarios["every"].checks
+    assert set(found) == {name for name in KNOWN.checks if faithful or name != "vmcore-faithful"}
 
 
 def test_a_users_catalogue_adds_to_the_first(write: Write, tmp_path: Path) -> None:

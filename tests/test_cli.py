@@ -21,7 +21,7 @@ from rich.text import Text
 import rig
 from rig import cli, commands
 from rig.errors import Cancelled, MachineError, RequestError, UnsuitableKernel
-from rig.model import CheckResult, KernelIdentity, Options, RunPlan, RunResult, Verdict
+from rig.model import CheckResult, Dump, KernelIdentity, Options, RunPlan, RunResult, Verdict
 
 ROOT = Path(__file__).resolve().parent.parent
 CHECKS = ("pgd-survives", "crash-kernel-boots", "memory-accounted", "vmcore-registers")
@@ -62,10 +62,10 @@ Conductor = Callable[[Run], None]
 @pytest.fixture
 def conductor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Conductor:
     """All rooms pretended, in an empty current directory; returns a function that sets what a run does."""
-    entry = types.SimpleNamespace(description="described")
+    entry = types.SimpleNamespace(description="described", dumps=tuple(Dump))
     pretend(monkeypatch, "rig.checks", REGISTRY=dict.fromkeys(CHECKS, entry))
     pretend(monkeypatch, "rig.triggers", TRIGGERS={"sysrq-c": entry})
-    pretend(monkeypatch, "rig.injection", FLIP="flip-pgd-bit")
+    pretend(monkeypatch, "rig.injection", INJECTIONS=["flip-pgd-bit"])
     pretend(monkeypatch, "rig.report.text", verdict_text=lambda r, where: Text(f"{r.id}: {r.verdict}\nin {where}"))
     monkeypatch.delenv("RIG_CATALOGUE", raising=False)
     monkeypatch.chdir(tmp_path)
@@ -307,9 +307,10 @@ def test_ctrl_c_in_a_process_of_its_own(tmp_path: Path) -> None:
             assert cancel.wait(20)
             from rig.errors import Cancelled
             raise Cancelled("stopped")
-        put("rig.checks", REGISTRY=dict.fromkeys({CHECKS!r}))
+        from rig.model import Dump
+        put("rig.checks", REGISTRY=dict.fromkeys({CHECKS!r}, types.SimpleNamespace(dumps=tuple(Dump))))
         put("rig.triggers", TRIGGERS={{"sysrq-c": None}})
-        put("rig.injection", FLIP="flip-pgd-bit")
+        put("rig.injection", INJECTIONS=["flip-pgd-bit"])
         put("rig.conductor", run=run)
         from rig.cli import main
         raise SystemExit(main(["run", "panic", "--guest", "pae"]))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rig.errors import RequestError
-from rig.evidence import Evidence, to_json
+from rig.evidence import Evidence, RegisterDamage, to_json
 from rig.judge import judge, judge_dir
 from rig.model import Checkpoint, CheckResult, Failure, PagingMode, RunResult, Symbol, Verdict
 from rig.report.html import render_run
@@ -239,43 +239,79 @@ def test_no_dump_no_verdict(machine: Machine, tmp_path: Path) -> None:
 # ---------------------------------------------------------------- sabotage
 
 
-SABOTAGED = {"sabotage": "overwrite-pgd", "expect": Verdict.FAIL, "expect_failed": ("pgd-survives",)}
+SABOTAGED = {"sabotage": "damage what=pgd", "expect": Verdict.FAIL, "expect_failed": ("pgd-survives",)}
+LOW, HIGH = 0x83, 0x67_00000083  # the pgd's entries 0 and 1 as one word, before and after
+
+
+def sabotaged(machine: Machine) -> Machine:
+    """Entry 1 of the pgd was overwritten."""
+    machine.expect(**SABOTAGED)
+    machine.change(Checkpoint.HANDOVER, PGD + 4, b"\x67")
+    machine.damage((PGD, 8, LOW, HIGH))
+    return machine
 
 
 def test_sabotage_that_is_noticed_exactly_is_as_expected(machine: Machine, tmp_path: Path) -> None:
-    machine.expect(**SABOTAGED)
-    machine.change(Checkpoint.HANDOVER, PGD + 4, b"\x67")
-    machine.damage((1, 0, 0x67))
-    result = judge(machine.write(tmp_path))
+    result = judge(sabotaged(machine).write(tmp_path))
     assert (result.verdict, result.surprise) == (Verdict.FAIL, "")
 
 
 def test_sabotage_that_goes_unnoticed_is_a_surprise(machine: Machine, tmp_path: Path) -> None:
     machine.expect(**SABOTAGED)
-    machine.damage((1, 0, 0x67))
-    result = judge(machine.write(tmp_path))
-    assert result.surprise == "went unnoticed by pgd-survives"
+    machine.damage((PGD, 8, LOW, HIGH))
+    assert judge(machine.write(tmp_path)).surprise == "went unnoticed by pgd-survives"
 
 
 def test_sabotage_of_other_entries_than_named_is_a_surprise(machine: Machine, tmp_path: Path) -> None:
-    machine.expect(**SABOTAGED)
-    machine.change(Checkpoint.HANDOVER, PGD + 4, b"\x67")
-    machine.damage((2, 0, 0x67))
-    assert "the rig named [(1, 0, 103)]" in judge(machine.write(tmp_path)).surprise
+    sabotaged(machine).damage((PGD + 8, 8, 0, 0x67))
+    surprise = judge(machine.write(tmp_path)).surprise
+    assert surprise == "the sabotage changed entries [(2, 0, 103)], the rig named [(1, 0, 103)]"
+
+
+def test_a_pgd_that_was_hit_beside_the_sabotage_is_a_surprise(machine: Machine, tmp_path: Path) -> None:
+    sabotaged(machine).damage((0x300000, 8, 0, 1))
+    assert "the sabotage changed entries [], the rig named [(1, 0, 103)]" in judge(machine.write(tmp_path)).surprise
 
 
 def test_sabotage_without_a_record_is_a_surprise(machine: Machine, tmp_path: Path) -> None:
-    machine.expect(**SABOTAGED)
-    machine.change(Checkpoint.HANDOVER, PGD + 4, b"\x67")
+    sabotaged(machine).damage()
     assert "no record" in judge(machine.write(tmp_path)).surprise
 
 
+def test_damage_that_memory_does_not_show_is_a_surprise(machine: Machine, tmp_path: Path) -> None:
+    sabotaged(machine).damage((PGD, 8, LOW, HIGH), (0x300000, 8, 0, 1))
+    assert "not in memory at handover: 0x300000" in judge(machine.write(tmp_path)).surprise
+
+
+@pytest.mark.parametrize(("value", "surprise"), [(0x33, ""), (0x10033, "cr0 is not 0x10033 at handover")])
+def test_a_register_must_have_been_set(machine: Machine, tmp_path: Path, value: int, surprise: str) -> None:
+    machine.expect(sabotage="stale-cr0", expect=Verdict.PASS)
+    machine.learn(register_damage=(RegisterDamage("cr0", 0x22, value),))
+    found = judge(machine.write(tmp_path)).surprise
+    assert (surprise in found) if surprise else not found
+
+
 def test_sabotage_that_also_breaks_something_else_is_a_surprise(machine: Machine, tmp_path: Path) -> None:
-    machine.expect(**SABOTAGED)
-    machine.change(Checkpoint.HANDOVER, PGD + 4, b"\x67")
-    machine.damage((1, 0, 0x67))
-    machine.learn(vmcore_present=False)
+    sabotaged(machine).learn(vmcore_present=False)
     assert "crash-kernel-boots failed" in judge(machine.write(tmp_path)).surprise
+
+
+@pytest.mark.parametrize("expected", [True, False])
+def test_what_a_death_leaves_unjudged_is_as_expected_only_when_the_death_is(
+    machine: Machine, tmp_path: Path, expected: bool
+) -> None:
+    failed = ("crash-kernel-boots", "pgd-survives") if expected else ("pgd-survives",)
+    sabotaged(machine).expect(**{**SABOTAGED, "expect_failed": failed})
+    machine.learn(
+        captured=(Checkpoint.PANIC, Checkpoint.MACHINE_KEXEC, Checkpoint.HANDOVER),
+        broke_off=replace(HUNG, kind="GuestDied"),
+        died=True,
+        vmcore_present=None,
+        dump=None,
+    )
+    result = judge(machine.write(tmp_path))
+    assert of(result, "vmcore-registers").verdict is Verdict.ERROR
+    assert result.as_expected is expected
 
 
 # ---------------------------------------------------------------- torn evidence

@@ -69,12 +69,7 @@ import rig
 from rig import catalog
 from pathlib import Path
 assert Path(rig.__file__).is_relative_to({str(site)!r}), rig.__file__
-known = catalog.Registries(
-    checks=("pgd-survives", "crash-kernel-boots", "memory-accounted", "vmcore-registers"),
-    triggers=("sysrq-c",),
-    injections=("flip-pgd-bit",),
-)
-found = catalog.load(known=known)
+found = catalog.load()
 assert all(path.is_relative_to({str(site)!r}) for path in found.files.values())
 print(*found.guests, *found.kernels)
 """

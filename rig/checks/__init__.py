@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from rig.errors import EvidenceError
 from rig.evidence import Evidence
-from rig.model import CheckResult, Verdict
+from rig.model import CheckResult, Dump, Verdict
 
 _FAMILIES = ("pgd", "ledger", "crash", "vmcore")
 
@@ -23,16 +23,19 @@ class Check:
     name: str
     description: str  # what a pass says, one line
     judge: Callable[[Evidence], CheckResult]
+    dumps: tuple[Dump, ...]  # the kinds of dump with which it can be judged
 
 
 _found: dict[str, Check] = {}
 
 
-def check(name: str, description: str) -> Callable[[Callable[[Evidence], CheckResult]], Callable[..., CheckResult]]:
-    """Enter a function into the registry under its contract name."""
+def check(
+    name: str, description: str, dumps: tuple[Dump, ...] = tuple(Dump)
+) -> Callable[[Callable[[Evidence], CheckResult]], Callable[..., CheckResult]]:
+    """Enter a function into the registry under its contract name. Scenarios that name no checks get it, by `dumps`."""
 
     def enter(judge: Callable[[Evidence], CheckResult]) -> Callable[..., CheckResult]:
-        _found[name] = Check(name, description, judge)
+        _found[name] = Check(name, description, judge, dumps)
         return judge
 
     return enter

@@ -165,7 +165,16 @@ def read_kallsyms(shell: Shell, deadline: Deadline) -> bytes:
     return packed
 
 
-def load_control(shell: Shell, deadline: Deadline) -> int:
-    """Load the control module into the first kernel. Returns the physical address of its record."""
-    shell.run(f"insmod {CONTROL}", deadline)
+def load_control(shell: Shell, parameters: str, deadline: Deadline) -> int:
+    """Load the control module into the first kernel. Returns the physical address of its record.
+
+    parameters: NAME=VALUE words. Raises GuestCommandFailed when the module refuses them, with the kernel's last words.
+    """
+    try:
+        shell.run(f"insmod {CONTROL} {parameters}".strip(), deadline)
+    except GuestCommandFailed as problem:
+        said = shell.run("dmesg | tail -n 15", deadline)
+        raise GuestCommandFailed(
+            problem.command, problem.status, problem.output + said, hint="see the module's sources in kernels/controls"
+        ) from problem
     return int(shell.run("cat /sys/module/*/parameters/record", deadline), 16)

@@ -10,6 +10,7 @@ import re
 import select
 import socket
 from dataclasses import dataclass
+from xml.etree import ElementTree
 
 from rig.errors import GuestDied, ProtocolError
 from rig.vm.deadline import POLL, Deadline, Watch
@@ -18,6 +19,7 @@ _TIMEOUT = 10.0  # seconds for a reply while the VM is stopped
 _CHUNK = 1024  # bytes per memory packet: QEMU's limit is 4096 characters, two per byte
 _PC = slice(128, 136)  # RIP in a `g` reply: after 16 general registers; 8 bytes in every CPU mode
 _SIGTRAP = 5
+_FLAGS = "eflags"  # rflags' name in GDB's register descriptions
 _FIRST_PROCESS = "vAttach;1"  # QEMU shows all CPUs as threads of process 1
 
 
@@ -81,6 +83,7 @@ class GdbStub:
         self._detached = False
         self._breakpoints: set[int] = set()
         self._stop: Stop | None = None  # where the VM stands, None while it runs
+        self._register_numbers: dict[str, int] = {}  # by GDB's name, once they were asked for
 
     @property
     def where(self) -> Stop:
@@ -183,6 +186,36 @@ class GdbStub:
                 self._expect_ok(f"M{address + start:x},{len(part):x}:{part.hex()}")
         finally:
             self._expect_ok("Qqemu.PhyMemMode:0")
+
+    def write_register(self, name: str, value: int) -> None:
+        """Set a register of the CPU that stopped last: rax..r15, rip, rflags, cr0, cr2, cr3, cr4, efer.
+
+        QEMU may ignore bits, or the whole write (target/i386/gdbstub.c): read it back. Raises ProtocolError for a
+        name that QEMU's register descriptions don't have.
+        """
+        if not self._register_numbers:
+            self._register_numbers = self._describe_registers()
+        name = _FLAGS if name == "rflags" else name
+        if name not in self._register_numbers:
+            raise ProtocolError(f"QEMU's gdbstub has no register {name}", received=", ".join(self._register_numbers))
+        self._expect_ok(f"P{self._register_numbers[name]:x}={value.to_bytes(8, 'little').hex()}")
+
+    def _describe_registers(self) -> dict[str, int]:
+        """Register numbers by name, from QEMU's target description (GDB manual, G.2). Asking also enables `P`."""
+        numbers: dict[str, int] = {}
+        # Not by the parser: QEMU doesn't declare the prefix xi.
+        for included in re.findall(r'<xi:include href="([^"]+)"', self._read_annex("target.xml")):
+            for register in ElementTree.fromstring(self._read_annex(included)).iter("reg"):
+                following = max(numbers.values(), default=-1) + 1
+                numbers[register.attrib["name"]] = int(register.get("regnum", following))
+        return numbers
+
+    def _read_annex(self, annex: str) -> str:
+        text, more = "", True
+        while more:
+            reply = self._ask(f"qXfer:features:read:{annex}:{len(text):x},{_CHUNK:x}")
+            text, more = text + reply[1:], reply.startswith("m")
+        return text
 
     def _step_off(self, address: int) -> None:
         """One step past a breakpoint: continuing on it would stop at once, at the same instruction."""
