@@ -239,7 +239,7 @@ def fetch(args: argparse.Namespace) -> int:
     cache = PackageCache(progress=lambda text: print(text, file=sys.stderr, flush=True), refresh=True)
     releases: dict[str, str] = {}
     for plan in _plans(args):
-        cache.userland(plan.guest.arch)
+        cache.userland(plan.guest.arch, plan.scenario.dump)
         for kernel in dict.fromkeys((plan.kernel, plan.crash_kernel)):
             where = f"{kernel.name} for {plan.guest.name}"
             if kernel.source:

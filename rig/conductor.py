@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import rig
 from rig import injection, sabotage, saboteur, trace
@@ -31,8 +31,9 @@ from rig.guest import arming
 from rig.guest.keys import RunKeys
 from rig.judge import judge
 from rig.kernel import kimage, symbols
-from rig.memory import levels, paging, vmcore
-from rig.model import PAGE_SIZE, Checkpoint, CpuState, Failure, Options, Phase, RunPlan, RunResult
+from rig.memory import levels, paging
+from rig.memory.dump import Words, hashes_at
+from rig.model import PAGE_SIZE, Checkpoint, CpuState, Dump, Failure, Options, Phase, RunPlan, RunResult
 from rig.prepare import Artefacts, prepare
 from rig.recorder import Recorder
 from rig.report.html import render_run
@@ -43,11 +44,12 @@ from rig.vm.deadline import Deadline
 from rig.vm.gdbstub import GdbStub
 from rig.vm.qemu import Vm, ram_ranges
 
+if TYPE_CHECKING:
+    from rig.guest.ssh import GuestSsh
+
 Listener = Callable[[str], None]
-ReadDump = Callable[[int, int], bytes]  # offset in /proc/vmcore, size
 
 TOKEN_BYTES = 32  # of the pattern: 64 hexadecimal digits
-FIRST_READ = 16384  # bytes of /proc/vmcore that usually hold all its headers
 # Signs on the console that the first kernel will never come to a shell, long before the deadline says so.
 BOOT_FAILURES = ("Kernel panic - not syncing", "No working init found")
 # What to think of first when a phase does not come to its end.
@@ -119,6 +121,7 @@ class _Run:
         self.code_pages: tuple[int, ...] = ()  # physical: what instructions at CR3 switches lie in
         self.other_cr3s: list[int] = []  # at `panic`, of the CPUs that didn't panic
         self.no_network = "the crash kernel never said"  # why there is no SSH; empty when there is
+        self.dumped_pages: tuple[int, ...] = ()  # physical: to keep from `panic`, for what the dump says of them
         self.facts = Facts(rig=rig.__version__, plan=plan)
 
     def learn(self, **news: Any) -> None:
@@ -187,7 +190,7 @@ class _Run:
         try:
             self._hand_over(vm, recorder, record)
             self._crash_boot(vm, recorder)
-            self._dump(vm)
+            self._dump(vm, recorder)
         except GuestDied:
             # its own doing, or QEMU's? QMP may tell a moment later than the gdbstub
             ending = vm.watch.wait_for_end(2.0)
@@ -379,7 +382,7 @@ class _Run:
         """The gdbstub is detached: the guest runs. While it boots, look at what was captured at `panic`."""
         started = time.monotonic()
         with self.in_phase("crash-boot", "the crash kernel's shell") as deadline:
-            import rig.guest.ssh  # noqa: F401  # now: it takes a while, and there is time
+            import rig.dump  # noqa: F401  # now: it takes a while, and there is time
 
             self._survey(recorder)
             hello = vm.shell.wait_hello("crash", deadline)
@@ -408,7 +411,7 @@ class _Run:
 
     def _pages_to_keep(self) -> list[int]:
         """Physical addresses of pages to keep from `panic` whether or not they change."""
-        pages = [*self.facts.tables, *self.facts.handover_tables, *self.code_pages]
+        pages = [*self.facts.tables, *self.facts.handover_tables, *self.code_pages, *self.dumped_pages]
         if self.facts.mode is not None and self.facts.cr3 is not None:
             pages.append(levels.root(self.facts.mode, self.facts.cr3))
         if self.facts.pattern is not None:
@@ -417,37 +420,47 @@ class _Run:
 
     # ------------------------------------------------------------ the dump
 
-    def _dump(self, vm: Vm) -> None:
-        """The headers of /proc/vmcore and the pgd's page as the dump shows it; over SSH, else over the console."""
+    def _dump(self, vm: Vm, recorder: Recorder) -> None:
+        """The dump as far as the scenario asks for it: over SSH, else its headers over the console."""
         if not self.facts.vmcore_present:
             return  # crash-kernel-boots says so
-        from rig.guest import ssh  # loaded while the crash kernel booted
+        from rig import dump  # its imports were loaded while the crash kernel booted
 
-        with self.in_phase("dump", "the headers of /proc/vmcore") as deadline:
-            note = self.no_network
-            if not note:
-                # half the time: the console must still have its chance
-                patience = Deadline.after(deadline.left / 2, "the crash kernel's SSH server")
-                try:
-                    with ssh.connect(vm.ssh_port, self.keys, patience, vm.watch) as session:
-                        self._fetch(lambda at, size: session.read("/proc/vmcore", at, size, deadline), "ssh", "")
-                    return
-                except GuestHung as problem:
-                    note = problem.message
-            self.listener(f"note: no SSH ({note}); the dump's headers come over the console")
-            self._fetch(lambda at, size: vm.shell.read_file("/proc/vmcore", at, size, deadline), "console", note)
-
-    def _fetch(self, read: ReadDump, via: str, note: str) -> None:
         assert self.facts.mode is not None
         assert self.facts.cr3 is not None
-        front = read(0, FIRST_READ)
-        size = vmcore.headers_size(front)
-        headers = front[:size] if size <= len(front) else read(0, size)
-        self.writer.write("vmcore/headers.bin", headers)
-        address = levels.root(self.facts.mode, self.facts.cr3) & ~(PAGE_SIZE - 1)
+        pgd = levels.root(self.facts.mode, self.facts.cr3) & ~(PAGE_SIZE - 1)
+        kind = self.plan.scenario.dump
+        with self.in_phase("dump", "the headers of /proc/vmcore") as deadline, contextlib.ExitStack() as stack:
+            session = self._log_in(vm, stack, deadline)
+            if session is None:
+                why = self.no_network
+                self.listener(f"note: no SSH ({why}); the dump's headers come over the console")
+                dump.fetch_front(lambda at, n: vm.shell.read_file(dump.VMCORE, at, n, deadline), pgd, self.writer)
+                self.learn(dump=DumpInfo("console", pgd, why))
+                return
+            headers = dump.fetch_front(lambda at, n: session.read(dump.VMCORE, at, n, deadline), pgd, self.writer)
+            info = DumpInfo("ssh", pgd)
+            self.learn(dump=info)
+            if kind is Dump.HEADERS:
+                return
+
+            def at_panic(addresses: Words) -> Words:
+                return hashes_at(addresses, recorder.hash_pages(), self.facts.ram)
+
+            whole = dump.take(kind, session, headers, at_panic, self.writer, self.listener, self.options.deadline)
+            self.dumped_pages = whole.differing
+            self.learn(dump=replace(info, transfer=whole.transfer))
+
+    def _log_in(self, vm: Vm, stack: contextlib.ExitStack, deadline: Deadline) -> GuestSsh | None:
+        """A session with the crash kernel's SSH server; None, and the reason in no_network, when there is none."""
+        from rig.guest import ssh
+
+        if self.no_network:
+            return None
+        # half the time: the console must still have its chance
+        patience = Deadline.after(deadline.left / 2, "the crash kernel's SSH server")
         try:
-            offset = vmcore.parse_headers(headers).offset_of(address)
-        except LookupError as problem:
-            raise EvidenceError(f"the dump does not hold the pgd's page {address:#x}: {problem}") from problem
-        self.writer.write("vmcore/pgd.bin", read(offset, PAGE_SIZE))
-        self.learn(dump=DumpInfo(via, address, note))
+            return stack.enter_context(ssh.connect(vm.ssh_port, self.keys, patience, vm.watch))
+        except GuestHung as problem:
+            self.no_network = problem.message
+            return None

@@ -9,12 +9,18 @@
     qemu.log qemu.stderr        what QEMU said by itself
     registers/CHECKPOINT.json   every CPU's registers at that checkpoint
     memory/panic.hashes.zst     xxh3_64 of every page of RAM at `panic`, 8 bytes each, little-endian, in file order
-    memory/CHECKPOINT.pages.zst the pages that count, see `_pack`: at `panic` every page that changes later, is
-                                part of the crashed task's page tables or holds its pattern; at later checkpoints
-                                every page that differs from `panic` (in `crash-kernel`: outside the crash region)
+    memory/CHECKPOINT.pages.zst the pages that count (rig/memory/packed.py): at `panic` each page that changes later, is
+                                part of the crashed task's page tables, holds its pattern, or differs in the dump;
+                                at later checkpoints every page that differs from `panic` (in `crash-kernel`: outside
+                                the crash region)
     memory/CHECKPOINT.ram.zst   all of RAM, only with --keep-memory
     vmcore/headers.bin          the front of /proc/vmcore: ELF header, program headers, notes
     vmcore/pgd.bin              the page that CR3 pointed to, as the dump shows it
+    vmcore/filtered-headers.bin the same of the dump that makedumpfile made of it
+    vmcore/dump.hashes.zst      xxh3_64 of every piece of the whole dump that arrived (rig/memory/dump.py says what a
+                                piece is), in the order of the dump
+    vmcore/dump.pages.zst       the pieces of the dump that differ from `panic`, and those that are no whole pages; by
+                                number instead of pfn, filled up with zeroes
 
 A directory is written under a temporary name and renamed when complete: what bears a run's name is whole.
 """
@@ -23,7 +29,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import struct
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -38,12 +43,15 @@ import xxhash
 import zstandard
 
 from rig.errors import EvidenceError, RequestError
+from rig.memory.dump import hashes_at
 from rig.memory.image import PagesMemory
+from rig.memory.packed import pack_hashes, pack_pages, unpack_hashes, unpack_pages
 from rig.memory.vmcore import VmcoreHeaders, parse_headers
 from rig.model import (
     PAGE_SIZE,
     Checkpoint,
     CpuState,
+    Dump,
     Failure,
     KernelIdentity,
     PagingMode,
@@ -62,7 +70,11 @@ REGISTERS = "registers"
 MEMORY = "memory"
 SYMBOLS = "symbols.json.zst"
 TRACE = "trace.log.zst"
-MAGIC = b"RIGPAGES"
+HEADERS = "vmcore/headers.bin"
+PGD = "vmcore/pgd.bin"
+FILTERED_HEADERS = "vmcore/filtered-headers.bin"
+DUMP_HASHES = "vmcore/dump.hashes.zst"
+DUMP_PAGES = "vmcore/dump.pages.zst"
 
 
 @dataclass(frozen=True)
@@ -98,12 +110,23 @@ class Pattern:
 
 
 @dataclass(frozen=True)
+class Transfer:
+    """How the whole dump came from the guest."""
+
+    command: str  # run in the crash kernel
+    bytes: int  # of its output
+    seconds: float  # of wall time
+    protection: str  # cipher, MAC and compression of the SSH session
+
+
+@dataclass(frozen=True)
 class DumpInfo:
     """How the headers and the pgd page of /proc/vmcore were fetched. via: "ssh" or "console"."""
 
     via: str
     physical: int  # of vmcore/pgd.bin
     note: str = ""  # why not over SSH
+    transfer: Transfer | None = None  # of the whole dump, when that was asked for and came
 
 
 @dataclass(frozen=True)
@@ -197,31 +220,6 @@ def from_json(blob: bytes, kind: type[T], source: Path) -> T:
         raise EvidenceError(f"{source}: {problem}") from problem
 
 
-# ---------------------------------------------------------------- pages
-
-
-def _pack(pages: Mapping[int, bytes]) -> bytes:
-    """MAGIC, count (u64), pfns (u64 each, ascending), then 4096 bytes each; zstd over all of it."""
-    pfns = sorted(pages)
-    raw = MAGIC + struct.pack("<Q", len(pfns)) + struct.pack(f"<{len(pfns)}Q", *pfns)
-    return zstandard.compress(raw + b"".join(pages[pfn] for pfn in pfns), 3)
-
-
-def _unpack(blob: bytes, source: Path) -> dict[int, bytes]:
-    try:
-        raw = zstandard.decompress(blob)
-    except zstandard.ZstdError as problem:
-        raise EvidenceError(f"{source}: {problem}") from problem
-    if raw[:8] != MAGIC or len(raw) < 16:
-        raise EvidenceError(f"{source}: not a page file")
-    (count,) = struct.unpack_from("<Q", raw, 8)
-    start = 16 + 8 * count
-    if len(raw) != start + count * PAGE_SIZE:
-        raise EvidenceError(f"{source}: {count} pages announced, {len(raw)} bytes found")
-    pfns = struct.unpack_from(f"<{count}Q", raw, 16)
-    return {pfn: raw[start + i * PAGE_SIZE : start + (i + 1) * PAGE_SIZE] for i, pfn in enumerate(pfns)}
-
-
 # ---------------------------------------------------------------- writing
 
 
@@ -255,10 +253,15 @@ class EvidenceWriter:
         self.write(f"{REGISTERS}/{checkpoint}.json", to_json(tuple(cpus)))
 
     def write_pages(self, checkpoint: Checkpoint, pages: Mapping[int, bytes]) -> None:
-        self.write(f"{MEMORY}/{checkpoint}.pages.zst", _pack(pages))
+        self.write(f"{MEMORY}/{checkpoint}.pages.zst", pack_pages(pages))
 
     def write_hashes(self, hashes: npt.NDArray[np.uint64]) -> None:
-        self.write(f"{MEMORY}/{Checkpoint.PANIC}.hashes.zst", zstandard.compress(hashes.astype("<u8").tobytes(), 3))
+        self.write(f"{MEMORY}/{Checkpoint.PANIC}.hashes.zst", pack_hashes(hashes))
+
+    def write_dump(self, hashes: npt.NDArray[np.uint64], kept: Mapping[int, bytes]) -> None:
+        """hashes: of the pieces of the dump that arrived. kept: pieces of it, by number."""
+        self.write(DUMP_HASHES, pack_hashes(hashes))
+        self.write(DUMP_PAGES, pack_pages({number: piece.ljust(PAGE_SIZE, b"\0") for number, piece in kept.items()}))
 
     def write_ram(self, checkpoint: Checkpoint, fd: int, size: int) -> None:
         """All of RAM, streamed through zstd from a file descriptor."""
@@ -338,7 +341,7 @@ class Evidence:
     def pages(self, checkpoint: Checkpoint) -> Mapping[int, bytes]:
         """The pages kept for a checkpoint, by pfn. Those of `panic` are held against their hashes."""
         name = f"{MEMORY}/{checkpoint}.pages.zst"
-        found = _unpack(self._read(name), self.path / name)
+        found = unpack_pages(self._read(name), self.path / name)
         if checkpoint is Checkpoint.PANIC:
             hashes, index_of = self._hashes, self._page_index
             for pfn, page in found.items():
@@ -349,7 +352,12 @@ class Evidence:
 
     @cached_property
     def _hashes(self) -> npt.NDArray[np.uint64]:
-        return np.frombuffer(self._unpacked(f"{MEMORY}/{Checkpoint.PANIC}.hashes.zst"), dtype="<u8")
+        name = f"{MEMORY}/{Checkpoint.PANIC}.hashes.zst"
+        return unpack_hashes(self._read(name), self.path / name)
+
+    def hashes_at_panic(self, addresses: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+        """xxh3_64 of the page at each physical address. EvidenceError where there is no RAM."""
+        return hashes_at(addresses, self._hashes, self.facts.ram)
 
     def _page_index(self, pfn: int) -> int | None:
         """Where a page lies in the hash list; None for what is not RAM (the VGA window)."""
@@ -369,12 +377,28 @@ class Evidence:
 
     @cached_property
     def vmcore(self) -> VmcoreHeaders:
-        return parse_headers(self._read("vmcore/headers.bin"))
+        return parse_headers(self._read(HEADERS))
+
+    @cached_property
+    def dump(self) -> VmcoreHeaders:
+        """The headers of the dump that was taken whole: /proc/vmcore's own, or makedumpfile's."""
+        filtered = self.facts.plan.scenario.dump is Dump.MAKEDUMPFILE
+        return parse_headers(self._read(FILTERED_HEADERS)) if filtered else self.vmcore
+
+    @cached_property
+    def dump_hashes(self) -> npt.NDArray[np.uint64]:
+        """xxh3_64 of each piece of the whole dump, as far as it arrived."""
+        return unpack_hashes(self._read(DUMP_HASHES), self.path / DUMP_HASHES)
+
+    @cached_property
+    def dump_pages(self) -> Mapping[int, bytes]:
+        """The pieces of the whole dump that were kept, by number, each filled up to a page with zeroes."""
+        return unpack_pages(self._read(DUMP_PAGES), self.path / DUMP_PAGES)
 
     @cached_property
     def dumped_pgd(self) -> bytes:
         """The page at CR3 as the dump shows it, 4096 bytes."""
-        return self._read("vmcore/pgd.bin")
+        return self._read(PGD)
 
     @cached_property
     def symbols(self) -> tuple[Symbol, ...]:

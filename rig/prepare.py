@@ -16,10 +16,10 @@ from rig import catalog
 from rig.guest import initramfs
 from rig.guest.cache import Cache
 from rig.guest.keys import RunKeys
-from rig.guest.packages import PackageCache
+from rig.guest.packages import MAKEDUMPFILE, PackageCache
 from rig.kernel.build import obtain
 from rig.kernel.modules import build_module
-from rig.model import Guest, Kernel, KernelFiles, KernelIdentity, Options, RunPlan
+from rig.model import Dump, Guest, Kernel, KernelFiles, KernelIdentity, Options, RunPlan
 from rig.vm import accel
 from rig.vm.qemu import MachineSpec, qemu_version
 
@@ -67,7 +67,7 @@ def prepare(
     sources = catalog.control(plan.scenario.control)
     control = build_module(sources, kernel, cache) if sources else None
     chosen = accel.choose(options.accel, memo=cache.cache.root / "kvm.json")
-    blob = _initramfs(cache, guest, crash, keys, control)
+    blob = _initramfs(cache, plan, crash, keys, control)
     first, second = cmdlines(guest)
     fd = os.memfd_create("rig-initrd")
     try:
@@ -104,15 +104,17 @@ def prepare(
         os.close(fd)
 
 
-def _initramfs(cache: PackageCache, guest: Guest, crash: KernelFiles, keys: RunKeys, control: Path | None) -> bytes:
+def _initramfs(cache: PackageCache, plan: RunPlan, crash: KernelFiles, keys: RunKeys, control: Path | None) -> bytes:
     """The first kernel's initramfs, which holds the crash kernel's. Each gets only the programs it runs."""
+    dump = plan.scenario.dump
     init = (catalog.roots()[0] / "guests" / "init" / "init").read_bytes()
-    userland = cache.userland(guest.arch)
+    userland = cache.userland(plan.guest.arch, dump)
+    filters = (MAKEDUMPFILE,) if dump is Dump.MAKEDUMPFILE else ()
     return initramfs.first(
         # No modules: the first kernel must not set up a device that writes to memory by DMA.
         initramfs.base(userland.only("/bin/busybox", "/sbin/kexec"), (), init),
         crash.bzimage,
-        initramfs.base(userland.only("/bin/busybox", "/usr/sbin/dropbear"), crash.modules, init),
+        initramfs.base(userland.only("/bin/busybox", "/usr/sbin/dropbear", *filters), crash.modules, init),
         initramfs.run_segment(keys.authorized_keys, keys.dropbear_host_key),
         control,
     )

@@ -24,7 +24,7 @@ from rig.errors import Cancelled, MachineError, RequestError, UnsuitableKernel
 from rig.model import CheckResult, Dump, KernelIdentity, Options, RunPlan, RunResult, Verdict
 
 ROOT = Path(__file__).resolve().parent.parent
-CHECKS = ("pgd-survives", "crash-kernel-boots", "memory-accounted", "vmcore-registers")
+CHECKS = ("pgd-survives", "crash-kernel-boots", "memory-accounted", "vmcore-registers", "vmcore-faithful")
 ALL_THREE = ["panic@i386/debian-6.1", "panic@pae/debian-6.1", "panic@x86_64/debian-6.1"]
 
 
@@ -424,15 +424,20 @@ def test_fetch_gets_what_the_selected_runs_need(
             asked.append(f"kernel {guest.flavour}")
             return types.SimpleNamespace(name=kernel.name, release=f"6.1.0-1-{guest.flavour}")
 
-        def userland(self, arch: Any) -> None:
-            asked.append(f"userland {arch}")
+        def userland(self, arch: Any, dump: Any) -> None:
+            asked.append(f"userland {arch}{' and makedumpfile' * (dump == 'makedumpfile')}")
 
         def headers(self, kernel: Any, package: str) -> None:
             asked.append(f"headers {kernel.release}")
 
     pretend(monkeypatch, "rig.guest.packages", PackageCache=Cache)
     assert cli.main(words("fetch --guest pae")) == 0
-    assert set(asked) == {"kernel 686-pae", "userland i386", "headers 6.1.0-1-686-pae"}
+    assert set(asked) == {
+        "kernel 686-pae",
+        "userland i386",
+        "userland i386 and makedumpfile",
+        "headers 6.1.0-1-686-pae",
+    }
     out, err = capsys.readouterr()
     assert out == "debian-6.1 for pae: 6.1.0-1-686-pae\n"
     assert "downloading debian-6.1" in err

@@ -32,21 +32,19 @@ def memory_accounted(evidence: Evidence) -> CheckResult:
     seen = [c for c in ORDER if c in facts.captured]
     if len(seen) < 2:
         raise EvidenceError("memory was captured at fewer than two checkpoints: nothing to compare")
-    common = _claims(evidence)
-    image = _symbol_claims(evidence) + _image_claims(evidence)
+    common = claims(evidence)
     intervals: list[dict[str, Any]] = []
     ledger: list[dict[str, Any]] = []
     for a, b in pairwise(seen):
         changes = list(_changes(evidence, a, b))
         pages = {c.address // PAGE_SIZE for c in changes}
         intervals.append({"from": str(a), "to": str(b), "bytes": sum(c.length for c in changes), "pages": len(pages)})
-        claims = common + image
+        more = []
         if b is Checkpoint.CRASH_KERNEL:
-            claims.append(Claim(*LOW_MEMORY, "first 640 KiB, given to the crash kernel (saved by purgatory)"))
+            more.append(Claim(*LOW_MEMORY, "first 640 KiB, given to the crash kernel (saved by purgatory)"))
         if a is Checkpoint.PANIC:
-            # the other CPUs run until machine_crash_shutdown() stops them; later nobody may touch an object
-            claims += [Claim(p, p + PAGE_SIZE, "slab object") for p in facts.slab_pages]
-        ledger += [asdict(entry) for entry in account(changes, claims)]
+            more += slab_claims(evidence)
+        ledger += [asdict(entry) for entry in account(changes, common + more)]
     total = sum(i["bytes"] for i in intervals)
     unaccounted = sum(e["bytes"] for e in ledger if e["owner"] == UNACCOUNTED)
     figures = {"bytes_changed": total, "owners": ledger, "unaccounted": unaccounted, "intervals": intervals}
@@ -77,8 +75,17 @@ def _changes(evidence: Evidence, a: Checkpoint, b: Checkpoint) -> Iterator[Chang
             yield Change(f"{a} -> {b}", address + offset, length)
 
 
+def claims(evidence: Evidence) -> list[Claim]:
+    """Who owns what of the first kernel's memory, whenever it changes; the most particular first."""
+    return _claims(evidence) + _symbol_claims(evidence) + _image_claims(evidence)
+
+
+def slab_claims(evidence: Evidence) -> list[Claim]:
+    """Slab objects that other CPUs may change until machine_crash_shutdown() stops them; later nobody may."""
+    return [Claim(p, p + PAGE_SIZE, "slab object") for p in evidence.facts.slab_pages]
+
+
 def _claims(evidence: Evidence) -> list[Claim]:
-    """Who owns what, the most particular first."""
     facts = evidence.facts
     claims = [Claim(*VGA_TEXT, "VGA text")]
     claims += [Claim(a, a + n, f"crash notes of CPU {cpu}") for cpu, (a, n) in enumerate(facts.crash_notes)]

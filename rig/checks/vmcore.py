@@ -1,13 +1,24 @@
-"""What /proc/vmcore says about the CPUs."""
+"""What /proc/vmcore says about the CPUs, and whether it is the memory of the kernel that died."""
 
 from __future__ import annotations
 
+from collections import defaultdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
 from rig.checks import check
+from rig.checks.ledger import claims, slab_claims
 from rig.errors import EvidenceError
 from rig.evidence import Evidence
-from rig.model import Checkpoint, CheckResult, Verdict
+from rig.memory.diff import changed_ranges
+from rig.memory.dump import Pieces, cut
+from rig.memory.ledger import UNACCOUNTED, Change, Claim, account, split
+from rig.memory.physical import OutsideMemory
+from rig.model import PAGE_SIZE, Checkpoint, CheckResult, Dump, Verdict
 
 # How far below the stack pointer at the first instruction of __crash_kexec its own frame may reach. The registers are
 # saved by inline assembly in that very function (arch/x86/include/asm/kexec.h, crash_setup_regs), which keeps a
@@ -59,3 +70,151 @@ def vmcore_registers(evidence: Evidence) -> CheckResult:
         f"+{figures['rip_offset']:#x}, {figures['rsp_offset']} bytes below the stack pointer seen at panic"
     )
     return CheckResult("vmcore-registers", Verdict.PASS, summary, figures)
+
+
+@dataclass(frozen=True)
+class _Differences:
+    """ranges: (physical address, length) of bytes that differ, ascending, each byte once. unseen: physical addresses
+    of pages that differ, but were not kept."""
+
+    ranges: tuple[tuple[int, int], ...]
+    unseen: tuple[int, ...]
+
+
+@check("vmcore-faithful", "the dump that a user gets equals memory at panic, but for bytes that have an owner")
+def vmcore_faithful(evidence: Evidence) -> CheckResult:
+    """Every byte of the whole dump against memory at `panic`. A byte that differs must have an owner: the dying kernel
+    wrote it on its way. The first 640 KiB are no exception: the crash kernel was given them, but the dump reads them
+    from the copy that purgatory made. Figures count memory, once: where the dump has a page twice, both copies are
+    compared. Of a raw dump, all System RAM outside the crash region must be there; of a filtered one what is missing is
+    only counted.
+    """
+    pieces = _arrived(evidence)
+    found = _differences(evidence, pieces)
+    changes = [Change("panic -> dump", address, length) for address, length in found.ranges]
+    owners = account(changes, claims(evidence) + slab_claims(evidence))
+    stray = [entry for entry in owners if entry.owner == UNACCOUNTED]
+    absent = _absent(evidence)
+    raw = evidence.facts.plan.scenario.dump is Dump.RAW
+    figures = _figures(evidence, pieces, found) | {
+        "owners": [asdict(entry) for entry in owners],
+        "unaccounted": sum(entry.bytes for entry in stray),
+        "kexec_cost_bytes": sum(entry.bytes for entry in owners if entry.owner != UNACCOUNTED),
+        "pages_missing" if raw else "pages_excluded": _pages(absent),
+    }
+    problems = []
+    if stray:
+        where = ", ".join(address for entry in stray for address in entry.addresses)
+        problems.append(f"{figures['unaccounted']} bytes differ from memory at panic and have no owner: at {where}")
+    if raw and absent:
+        where = ", ".join(f"{a:#x}-{a + n - 1:#x}" for a, n in absent[:6])
+        problems.append(f"{_pages(absent)} pages of System RAM are not in it: {where}")
+    if problems:
+        return CheckResult("vmcore-faithful", Verdict.FAIL, "; ".join(problems), figures)
+    if found.unseen:
+        raise EvidenceError(f"{len(found.unseen)} pages of the dump differ, but only the first ones that do were kept")
+    summary = (
+        f"{figures['pages_compared']} pages are as they were at panic, but for {figures['kexec_cost_bytes']} bytes,"
+        f" all with an owner: that is what kexec cost"
+    )
+    return CheckResult("vmcore-faithful", Verdict.PASS, summary, figures)
+
+
+def _arrived(evidence: Evidence) -> Pieces:
+    """The pieces of the dump. EvidenceError when it was not taken whole, or did not arrive whole."""
+    info = evidence.facts.dump
+    if evidence.facts.plan.scenario.dump is Dump.HEADERS:
+        raise EvidenceError(
+            'the scenario takes only the headers of the dump: it must say dump = "raw" or "makedumpfile"'
+        )
+    if info is None or info.transfer is None:
+        raise EvidenceError("the dump was not taken" + (f": no SSH ({info.note})" if info and info.note else ""))
+    pieces = cut(evidence.dump.loads)
+    if len(evidence.dump_hashes) != len(pieces):
+        raise EvidenceError(f"the dump's headers promise {len(pieces)} pages, {len(evidence.dump_hashes)} arrived")
+    if not len(pieces):
+        raise EvidenceError("the dump holds no memory at all")
+    return pieces
+
+
+def _differences(evidence: Evidence, pieces: Pieces) -> _Differences:
+    """What of the dump is not as it was at `panic`."""
+    hashes, kept = evidence.dump_hashes, evidence.dump_pages
+    differs = ~pieces.whole | (hashes != evidence.hashes_at_panic(pieces.address))
+    memory = evidence.memory(Checkpoint.PANIC)
+    marks: dict[int, NDArray[np.bool_]] = defaultdict(lambda: np.zeros(PAGE_SIZE, np.bool_))
+    unseen = []
+    for number in np.flatnonzero(differs).tolist():
+        address, size = int(pieces.address[number]), int(pieces.size[number])
+        if number not in kept:
+            unseen.append(address)
+            continue
+        dumped = kept[number][:size]
+        if xxhash.xxh3_64_intdigest(dumped) != int(hashes[number]):
+            raise EvidenceError(f"piece {number} of the dump (at {address:#x}) does not match its hash")
+        try:
+            before = memory.read(address, size)
+        except OutsideMemory as problem:
+            raise EvidenceError(f"the page at {address:#x} differs in the dump, but was not kept at panic") from problem
+        page, at = divmod(address, PAGE_SIZE)
+        for offset, length in changed_ranges(before, dumped):
+            marks[page][at + offset : at + offset + length] = True
+    ranges = [
+        (page * PAGE_SIZE + offset, length)
+        for page, mark in sorted(marks.items())
+        for offset, length in changed_ranges(bytes(PAGE_SIZE), mark.tobytes())
+    ]
+    return _Differences(tuple(ranges), tuple(unseen))
+
+
+def _figures(evidence: Evidence, pieces: Pieces, found: _Differences) -> dict[str, Any]:
+    """How much was compared, how much of it differs, and how it was had. Pages that were not kept differ as a whole."""
+    info = evidence.facts.dump
+    assert info is not None
+    assert info.transfer is not None
+    covered = _covered(pieces)
+    unseen = {address // PAGE_SIZE for address in found.unseen}
+    pages = {address // PAGE_SIZE for address, _ in found.ranges} | unseen
+    compared = sum(length for _, length in covered)
+    differing = sum(n for a, n in found.ranges if a // PAGE_SIZE not in unseen) + len(unseen) * PAGE_SIZE
+    return {
+        "kind": str(evidence.facts.plan.scenario.dump),
+        "via": info.via,
+        "pages_in_dump": len(pieces),
+        "pages_compared": _pages(covered),
+        "pages_differing": len(pages),
+        "bytes_compared": compared,
+        "bytes_differing": differing,
+        "fidelity": 1 - differing / compared,
+        "transfer": asdict(info.transfer),
+    }
+
+
+def _covered(pieces: Pieces) -> list[tuple[int, int]]:
+    """(address, length) of the memory that the dump holds, each byte once, ascending."""
+    found: list[tuple[int, int]] = []
+    order = np.argsort(pieces.address, kind="stable")
+    for address, size in zip(pieces.address[order].tolist(), pieces.size[order].tolist(), strict=True):
+        end = address + size
+        if found and address <= sum(found[-1]):
+            start, length = found[-1]
+            found[-1] = (start, max(start + length, end) - start)
+        else:
+            found.append((address, size))
+    return found
+
+
+def _absent(evidence: Evidence) -> list[tuple[int, int]]:
+    """(address, length) of System RAM outside the crash region that the dump has not."""
+    facts = evidence.facts
+    here = [Claim(load.physical, load.physical + load.size, "in the dump") for load in evidence.dump.loads]
+    here += [Claim(r.start, r.last + 1, "crash region") for r in facts.iomem if r.name == "Crash kernel"]
+    ram = [Change("", r.start, r.size) for r in facts.iomem if r.name == "System RAM"]
+    if not ram:
+        raise EvidenceError("/proc/iomem named no System RAM: what the dump must hold is not known")
+    return sorted((a, n) for each in ram for owner, a, n in split(each, here) if owner == UNACCOUNTED)
+
+
+def _pages(ranges: list[tuple[int, int]]) -> int:
+    """How many pages these (address, length) touch."""
+    return len({page for a, n in ranges for page in range(a // PAGE_SIZE, (a + n - 1) // PAGE_SIZE + 1)})

@@ -28,7 +28,7 @@ from rig.guest.cache import Cache, default_root
 from rig.guest.repository import Found, Repository, digest
 from rig.guest.userland import Userland, closure, inside
 from rig.kernel.image import WISHED, inspect, missing_options, wished_options
-from rig.model import Arch, Guest, Kernel, KernelFiles
+from rig.model import Arch, Dump, Guest, Kernel, KernelFiles
 
 # Program in the guest -> package. Libraries are found from there.
 PROGRAMS: Mapping[str, str] = {
@@ -36,6 +36,7 @@ PROGRAMS: Mapping[str, str] = {
     "/sbin/kexec": "kexec-tools",
     "/usr/sbin/dropbear": "dropbear-bin",
 }
+MAKEDUMPFILE = "/usr/bin/makedumpfile"  # only for runs whose dump it filters: it loads many libraries
 
 _LOADED_BY_LIBC = ("libnss_files.so.2",)  # glibc before 2.34, to look up a user; nothing names it as DT_NEEDED
 _MODULES = ("8139cp",)  # the guests' network card (rtl8139): the quickest to have a link
@@ -174,20 +175,21 @@ class PackageCache:
             suite=kernel.suite,
         )
 
-    def userland(self, arch: Arch) -> Userland:
-        """PROGRAMS and all the libraries they load."""
+    def userland(self, arch: Arch, dump: Dump = Dump.HEADERS) -> Userland:
+        """PROGRAMS, makedumpfile when the dump is taken with it, and all the libraries they load."""
+        wanted = {**PROGRAMS, MAKEDUMPFILE: "makedumpfile"} if dump is Dump.MAKEDUMPFILE else PROGRAMS
         repository = self._repository()
 
         def make() -> _UserlandRecord:
-            names = repository.with_libraries(arch, list(PROGRAMS.values()))
+            names = repository.with_libraries(arch, list(wanted.values()))
             obtained = repository.obtain(arch, names)
             trees = {candidate.name: self._tree(candidate, deb) for candidate, deb in obtained}
-            programs = {path: _program(trees[package], path) for path, package in PROGRAMS.items()}
+            programs = {path: _program(trees[package], path) for path, package in wanted.items()}
             found = closure(arch, programs, trees.values(), _LOADED_BY_LIBC)
             files = {path: self.cache.relative(file) for path, file in found.files.items()}
             return _UserlandRecord(files, dict(found.loads))
 
-        key = self._record(repository, arch, "userland", *PROGRAMS.values())
+        key = self._record(repository, arch, "userland", *wanted.values())
         record = self.cache.recorded(key, _UserlandRecord, make)
         files = {path: self.cache.root / file for path, file in record.files.items()}
         return Userland(arch=arch, files=files, loads=record.loads)

@@ -9,7 +9,7 @@ import shlex
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from types import TracebackType
 from typing import Self
 
@@ -23,6 +23,7 @@ from rig.vm.deadline import POLL, Deadline, Watch
 _LOOPBACK = "127.0.0.1"
 _PATIENCE = 1.0  # seconds for the banner before the connection is tried anew
 _PAUSE = 0.05  # seconds between two connections
+_PART = 1 << 16  # bytes taken from a channel at once
 _USER = "root"
 
 
@@ -64,21 +65,25 @@ class GuestSsh:
             self._transport.auth_publickey(_USER, key)
 
     def run(self, command: str, deadline: Deadline) -> bytes:
-        """Run a command in the guest and return its stdout.
+        """Run a command in the guest and return its stdout. Raises as stream() does."""
+        return b"".join(self.stream(command, deadline))
+
+    def stream(self, command: str, deadline: Deadline) -> Generator[bytes, None, None]:
+        """Run a command in the guest; its stdout as it comes. To be exhausted, or closed.
 
         Raises GuestCommandFailed when the exit status is not 0 (its output is then stderr's), GuestHung,
-        GuestDied, Cancelled, ProtocolError.
+        GuestDied, Cancelled, ProtocolError. What came before is then no whole output.
         """
         with self._waiting(deadline, command), self._transport.open_session() as channel:
             channel.exec_command(command)
-            output: bytes = channel.makefile("rb").read()
+            while part := channel.recv(_PART):
+                yield part
             errors: bytes = channel.makefile_stderr("rb").read()
             status: int = channel.recv_exit_status()
             if status < 0:
                 raise EOFError("the session ended before the command's exit status came")
         if status:
             raise GuestCommandFailed(command, status, errors.decode(errors="replace"))
-        return output
 
     def read(self, path: str, offset: int, size: int, deadline: Deadline) -> bytes:
         """Bytes of a file in the guest; fewer than `size` when the file ends before. Seeks to the offset.
@@ -89,6 +94,11 @@ class GuestSsh:
         count = -(-(cut + size) // PAGE_SIZE)
         data = self.run(f"dd if={shlex.quote(path)} bs={PAGE_SIZE} skip={skip} count={count} iflag=fullblock", deadline)
         return data[cut : cut + size]
+
+    @property
+    def protection(self) -> str:
+        """What the server's bytes are protected with: cipher, MAC, compression. Most of a transfer's time under TCG."""
+        return f"{self._transport.remote_cipher} {self._transport.remote_mac} {self._transport.remote_compression}"
 
     @contextlib.contextmanager
     def _waiting(self, deadline: Deadline, what: str) -> Iterator[None]:

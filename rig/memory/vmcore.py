@@ -1,6 +1,7 @@
-"""The headers of /proc/vmcore: where memory lies in the file, and its notes. Pure over its first bytes.
+"""The headers of a vmcore: where memory lies in the file, and its notes. Pure over its first bytes.
 
-The kernel that makes the file (fs/proc/vmcore.c) merges all notes into one PT_NOTE; it has no sections.
+The kernel that makes /proc/vmcore (fs/proc/vmcore.c) merges all notes into one PT_NOTE; it has no sections. What
+makedumpfile leaves of it as an ELF file has the same form.
 Everything is little-endian.
 """
 
@@ -20,7 +21,7 @@ from rig.errors import EvidenceError
 _MACHINES: Final = ("EM_386", "EM_X86_64")
 _NOTE_HEADER = struct.Struct("<III")  # namesz, descsz, type: Elf32_Nhdr and Elf64_Nhdr are the same
 _NT_PRSTATUS = 1
-_CUT = "the front of /proc/vmcore is cut off; `headers_size` says how much of it is needed"
+_CUT = "the front of the vmcore is cut off; `headers_size` says how much of it is needed"
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class VmcoreHeaders:
     notes: tuple[Note, ...]
 
     def offset_of(self, physical: int) -> int:
-        """File offset of a physical address in /proc/vmcore. Raises LookupError when it isn't in the file."""
+        """File offset of a physical address. Raises LookupError when it isn't in the file."""
         for load in self.loads:
             if load.physical <= physical < load.physical + load.size:
                 return load.offset + physical - load.physical
@@ -124,7 +125,7 @@ def headers_size(first_bytes: bytes) -> int:
 
 
 def parse_headers(blob: bytes) -> VmcoreHeaders:
-    """Parse the first bytes of /proc/vmcore, at least `headers_size` of them.
+    """Parse the first bytes of a vmcore, at least `headers_size` of them.
 
     Raises EvidenceError for anything that is not the front of an x86 vmcore, saying what and at which offset.
     """
@@ -148,22 +149,21 @@ def parse_headers(blob: bytes) -> VmcoreHeaders:
 def _open(blob: bytes) -> ELFFile:
     """The ELF file whose front this is, of a machine we know, with all its program headers."""
     if blob[:4] != b"\x7fELF":
-        raise EvidenceError(f"/proc/vmcore begins with {blob[:4].hex() or 'nothing'}, not with ELF's magic number")
+        raise EvidenceError(f"the vmcore begins with {blob[:4].hex() or 'nothing'}, not with ELF's magic number")
     try:
         elf = ELFFile(BytesIO(blob))
     except (ELFError, UnicodeDecodeError) as error:
-        raise EvidenceError(f"/proc/vmcore's ELF header can't be read: {error}", hint=_CUT) from error
+        raise EvidenceError(f"the vmcore's ELF header can't be read: {error}", hint=_CUT) from error
     if not elf.little_endian or elf["e_machine"] not in _MACHINES or elf["e_type"] != "ET_CORE":
         raise EvidenceError(
-            f"/proc/vmcore is {elf['e_type']} for {elf['e_machine']},"
-            f" {'little' if elf.little_endian else 'big'}-endian",
+            f"the vmcore is {elf['e_type']} for {elf['e_machine']}, {'little' if elf.little_endian else 'big'}-endian",
             hint=f"expected a little-endian ET_CORE for {' or '.join(_MACHINES)}",
         )
     if elf["e_phentsize"] != elf.structs.Elf_Phdr.sizeof():
-        raise EvidenceError(f"/proc/vmcore's program headers have {elf['e_phentsize']} bytes each")
+        raise EvidenceError(f"the vmcore's program headers have {elf['e_phentsize']} bytes each")
     end = _program_headers_end(elf)
     if end > len(blob):
-        raise EvidenceError(f"/proc/vmcore's program headers end at {end:#x}, only {len(blob):#x} bytes are here")
+        raise EvidenceError(f"the vmcore's program headers end at {end:#x}, only {len(blob):#x} bytes are here")
     return elf
 
 

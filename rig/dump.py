@@ -1,0 +1,153 @@
+"""Taking the dump in the crash kernel's user space: its front, and the whole of it as a user would."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import IO
+
+from rig.errors import EvidenceError
+from rig.evidence import FILTERED_HEADERS, HEADERS, PGD, EvidenceWriter, Transfer
+from rig.guest.packages import MAKEDUMPFILE
+from rig.guest.ssh import GuestSsh
+from rig.memory import vmcore
+from rig.memory.dump import DumpHashes, Flattened, Words, cut
+from rig.model import PAGE_SIZE, Dump
+from rig.vm.deadline import Deadline
+
+Read = Callable[[int, int], bytes]  # offset in a dump, size
+Listener = Callable[[str], None]
+
+VMCORE = "/proc/vmcore"
+FIRST_READ = 16384  # bytes of /proc/vmcore that usually hold all its headers
+# -F: for output that can't seek. -E: as ELF. -d 31: without all that makedumpfile knows to leave out, as distributions
+# set it up. --message-level 4: errors only.
+COMMANDS = {
+    Dump.RAW: f"dd if={VMCORE} bs=1M",
+    Dump.MAKEDUMPFILE: f"{MAKEDUMPFILE} -F -E -d 31 --message-level 4 {VMCORE}",
+}
+# Bytes a second that a transfer must reach. Under TCG, a tenth of what a core does that has nothing else to do.
+SLOWEST = 1 << 20
+# Pieces kept for a closer look: 16 MiB. A dump that differs in more is not what anybody will go through by hand.
+KEEP = 4096
+_NEWS = 5.0  # seconds between two words on how far it is
+_MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A dump taken whole. differing: physical addresses of the pages to keep from `panic`."""
+
+    transfer: Transfer
+    differing: tuple[int, ...]
+
+
+def fetch_front(read: Read, pgd: int, writer: EvidenceWriter) -> vmcore.VmcoreHeaders:
+    """The headers of /proc/vmcore, and the pgd's page (at a physical address) as it shows it, into the evidence.
+
+    Raises EvidenceError when the dump doesn't hold that page.
+    """
+    blob = _headers(read, FIRST_READ)
+    writer.write(HEADERS, blob)
+    headers = vmcore.parse_headers(blob)
+    try:
+        offset = headers.offset_of(pgd)
+    except LookupError as problem:
+        raise EvidenceError(f"the dump does not hold the pgd's page {pgd:#x}: {problem}") from problem
+    writer.write(PGD, read(offset, PAGE_SIZE))
+    return headers
+
+
+def take(
+    kind: Dump,
+    session: GuestSsh,
+    headers: vmcore.VmcoreHeaders,
+    at_panic: Callable[[Words], Words],
+    writer: EvidenceWriter,
+    listener: Listener,
+    patience: float,
+) -> Whole:
+    """The whole dump, raw or filtered, over SSH; of it, hashes and what differs go into the evidence.
+
+    headers: of /proc/vmcore. at_panic: hashes of the pages at physical addresses. patience: seconds besides those that
+    its size is worth at SLOWEST. A dump that ends too early is recorded as it came.
+    """
+    command = COMMANDS[kind]
+    size = max(load.offset + load.size for load in headers.loads)
+    deadline = Deadline.after(patience + size / SLOWEST, f"`{command}` to end")
+    started = time.monotonic()
+    meter = _Meter(listener, size, kind)
+    with contextlib.closing(session.stream(command, deadline)) as stream:
+        parts = meter.count(stream)
+        found = _take_raw(parts, headers, at_panic) if kind is Dump.RAW else _take_filtered(parts, at_panic, writer)
+    transfer = Transfer(command, meter.bytes, round(time.monotonic() - started, 3), session.protection)
+    writer.write_dump(found.hashes, found.kept)
+    return Whole(transfer, tuple(found.kept_pages))
+
+
+def _headers(read: Read, first: int) -> bytes:
+    """All headers of a dump, of which usually `first` bytes are enough."""
+    front = read(0, first)
+    size = vmcore.headers_size(front)
+    return front[:size] if size <= len(front) else read(0, size)
+
+
+def _take_raw(parts: Iterator[bytes], headers: vmcore.VmcoreHeaders, at_panic: Callable[[Words], Words]) -> DumpHashes:
+    """Hashed on its way, never held."""
+    found = _begin(headers, at_panic)
+    for part in parts:
+        found.feed(part)
+    return found
+
+
+def _take_filtered(parts: Iterator[bytes], at_panic: Callable[[Words], Words], writer: EvidenceWriter) -> DumpHashes:
+    """makedumpfile writes its headers when it knows what is in the dump: a file on disk holds it until then."""
+    with tempfile.TemporaryFile(dir=writer.path) as spool:
+        flat = Flattened()
+        for part in parts:
+            for offset, blob in flat.feed(part):
+                spool.seek(offset)
+                spool.write(blob)
+        if not flat.complete:
+            raise EvidenceError("the output of makedumpfile ends before its own mark of the end")
+
+        blob = _headers(lambda at, size: _read_at(spool, at, size), _MIB)
+        writer.write(FILTERED_HEADERS, blob)
+        found = _begin(vmcore.parse_headers(blob), at_panic)
+        spool.seek(0)
+        while chunk := spool.read(_MIB):
+            found.feed(chunk)
+        return found
+
+
+def _begin(headers: vmcore.VmcoreHeaders, at_panic: Callable[[Words], Words]) -> DumpHashes:
+    pieces = cut(headers.loads)
+    return DumpHashes(pieces, at_panic(pieces.address), KEEP)
+
+
+def _read_at(file: IO[bytes], offset: int, size: int) -> bytes:
+    file.seek(offset)
+    return file.read(size)
+
+
+class _Meter:
+    """Counts what goes by, and every few seconds tells how much it was."""
+
+    def __init__(self, listener: Listener, size: int, kind: Dump) -> None:
+        """size: of /proc/vmcore, bytes."""
+        self.bytes = 0
+        self._listener = listener
+        of = f"of {size // _MIB} MiB" if kind is Dump.RAW else f"MiB, left by makedumpfile of {size // _MIB} MiB"
+        self._words = f"of the dump have come {{}} {of}"
+        self._told = time.monotonic()
+
+    def count(self, parts: Iterator[bytes]) -> Iterator[bytes]:
+        for part in parts:
+            self.bytes += len(part)
+            if time.monotonic() >= self._told + _NEWS:
+                self._told = time.monotonic()
+                self._listener(f"note: {self._words.format(self.bytes // _MIB)}")
+            yield part
