@@ -273,20 +273,30 @@ class _Run:
                 self.learn(crashing_cpu=cpu.cpu, panic_symbol=name, mode=cpu.paging, cr3=cpu.cr3)
                 self.other_cr3s = [c.cr3 for c in vm.info_registers() if c.cpu != cpu.cpu]
                 self._capture(vm, recorder, Checkpoint.PANIC)
-            with self.in_phase("machine-kexec", f"CPU {cpu.cpu} at {symbols.MACHINE_KEXEC}") as deadline:
-                if name != symbols.MACHINE_KEXEC:
-                    cpu = self._stop_at(vm, gdb, self.facts.symbols[symbols.MACHINE_KEXEC], deadline)
-                self._capture(vm, recorder, Checkpoint.MACHINE_KEXEC)
-                image = self._read_kimage(recorder, cpu)
-                self._inject(vm, gdb, recorder, Checkpoint.MACHINE_KEXEC)
-            with self.in_phase("hand-over", f"the new image's entry {image.start:#x}") as deadline:
-                self._record_to(vm, gdb, image.start, deadline)
-                self._inject(vm, gdb, recorder, Checkpoint.HANDOVER)
-                self._capture(vm, recorder, Checkpoint.HANDOVER)
-                if record:
-                    self.learn(**saboteur.read_record(recorder.live, record))
-                # what the first kernel printed, its panic first of all, must not be taken for the crash kernel's
-                vm.console.discard()
+            with contextlib.ExitStack() as recording:
+                # of several CPUs that run at the same time QEMU mixes up the lines
+                alone = self.plan.guest.cpus == 1
+                if alone:
+                    recording.enter_context(self._recorded(vm))
+                with self.in_phase("machine-kexec", f"CPU {cpu.cpu} at {symbols.MACHINE_KEXEC}") as deadline:
+                    if name != symbols.MACHINE_KEXEC:
+                        cpu = self._stop_at(vm, gdb, self.facts.symbols[symbols.MACHINE_KEXEC], deadline)
+                    self._capture(vm, recorder, Checkpoint.MACHINE_KEXEC)
+                    image = self._read_kimage(recorder, cpu)
+                    self._inject(vm, gdb, recorder, Checkpoint.MACHINE_KEXEC)
+                if not alone:
+                    recording.enter_context(self._recorded(vm))
+                with self.in_phase("hand-over", f"the new image's entry {image.start:#x}") as deadline:
+                    if vm.spec.accel == "tcg":
+                        self._stop_at(vm, gdb, image.start, deadline)
+                    else:
+                        tracing.stepped(vm, vm.trace_log, image.start, deadline)
+                    self._inject(vm, gdb, recorder, Checkpoint.HANDOVER)
+                    self._capture(vm, recorder, Checkpoint.HANDOVER)
+                    if record:
+                        self.learn(**saboteur.read_record(recorder.live, record))
+                    # what the first kernel printed, its panic first of all, must not be taken for the crash kernel's
+                    vm.console.discard()
 
     def _stop_at(self, vm: Vm, gdb: GdbStub, address: int, deadline: Deadline) -> CpuState:
         """Let the guest run to an address. Returns the state of the CPU that got there."""
@@ -298,14 +308,15 @@ class _Run:
             raise GuestError(f"CPU {cpu.cpu} stopped at {cpu.general['rip']:#x}, not at {address:#x}")
         return cpu
 
-    def _record_to(self, vm: Vm, gdb: GdbStub, address: int, deadline: Deadline) -> None:
-        """_stop_at, with every instruction recorded on the way, and kept even when the guest dies on it."""
+    @contextlib.contextmanager
+    def _recorded(self, vm: Vm) -> Iterator[None]:
+        """Every instruction that is executed meanwhile is recorded, and kept even when the guest dies on it.
+
+        Under TCG by QEMU; elsewhere this only keeps what rig.vm.tracing.stepped writes.
+        """
         try:
-            if vm.spec.accel == "tcg":
-                with tracing.logged(vm, vm.trace_log):
-                    self._stop_at(vm, gdb, address, deadline)
-            else:
-                tracing.stepped(vm, vm.trace_log, address, deadline)
+            with tracing.logged(vm, vm.trace_log) if vm.spec.accel == "tcg" else contextlib.nullcontext():
+                yield
         finally:
             if vm.trace_log.exists():
                 self.recording = vm.trace_log.read_text(errors="replace")
@@ -398,7 +409,7 @@ class _Run:
     def _survey(self, recorder: Recorder) -> None:
         """What else can be told from the captures of `panic` and `handover`."""
         assert self.facts.crashing_cpu is not None
-        recorded = trace.parse(self.recording, self.facts.crashing_cpu)
+        recorded = trace.parse(self.recording, self.facts.crashing_cpu, self.facts.symbols[symbols.MACHINE_KEXEC])
         found = survey(recorder, self.facts, recorded, self.other_cr3s, self.token.encode())
         self.code_pages = found.code_pages
         self.learn(

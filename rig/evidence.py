@@ -1,7 +1,8 @@
 """The seam between a live run and its judgement: the only code that writes or reads an evidence directory.
 
     symbols.json.zst            the kernel's symbols that executed instructions and changed memory lie in
-    trace.log.zst               the hand-over, instruction by instruction, as QEMU logged it: see rig/trace.py
+    trace.log.zst               the way from `panic` (several CPUs, KVM: from machine_kexec) to the new image,
+                                instruction by instruction, as QEMU logged it: see rig/trace.py
     run.json                    Facts: what was run, and what the guest said about itself
     result.json, report.html    the verdict, and the same for people
     console.log control.log     the guest's two serial lines, as they came
@@ -48,6 +49,7 @@ from rig.memory.image import PagesMemory
 from rig.memory.packed import pack_hashes, pack_pages, unpack_hashes, unpack_pages
 from rig.memory.vmcore import VmcoreHeaders, parse_headers
 from rig.model import (
+    MACHINE_KEXEC,
     PAGE_SIZE,
     Checkpoint,
     CpuState,
@@ -417,10 +419,21 @@ class Evidence:
     @cached_property
     def trace(self) -> Trace:
         """What the crashing CPU executed from machine_kexec on; up to its death, when it never got to the new image."""
+        return self._trace_from(self.facts.symbols.get(MACHINE_KEXEC))
+
+    @cached_property
+    def recording(self) -> Trace:
+        """All that was recorded of the crashing CPU: `trace`, and before it what led there from `panic`.
+
+        The way from `panic` is recorded of guests with one CPU under TCG only. Takes a while to read.
+        """
+        return self._trace_from(None)
+
+    def _trace_from(self, start: int | None) -> Trace:
         cpu = self.facts.crashing_cpu
         if cpu is None:
             raise EvidenceError("`panic` was never reached: there is no hand-over trace")
-        return parse_trace(self._unpacked(TRACE).decode("ascii", errors="replace"), cpu)
+        return parse_trace(self._unpacked(TRACE).decode("ascii", errors="replace"), cpu, start)
 
     def final_state(self) -> CpuState | None:
         """The crashing CPU's state at `handover`; None when it never got there."""

@@ -62,7 +62,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Trace:
-    """What one CPU executed from the first instruction of machine_kexec on, in order.
+    """What one CPU executed, in order: from `panic` on, or from the first instruction of machine_kexec.
 
     others: instructions that other CPUs executed meanwhile.
     """
@@ -86,19 +86,23 @@ class Change:
     after: tuple[int, ...]
 
 
-def parse(text: str, cpu: int) -> Trace:
-    """Read a recording. cpu: the one that panicked.
+def parse(text: str, cpu: int, start: int | None = None) -> Trace:
+    """Read a recording. cpu: the one that panicked. start: leave out all before the instruction at that address.
 
     :raise EvidenceError: there is no instruction of that CPU in it, or an instruction without its bytes or registers
     """
     steps: list[Step] = []
     events: list[Event] = []
     others = 0
+    begun = start is None
     code: dict[int, bytes] = {}
     pieces = _BLOCK.split(text)
     _learn_code(pieces[0], code)
     for number, address, body in zip(pieces[1::3], pieces[2::3], pieces[3::3], strict=True):
-        if int(number) != cpu:
+        begun = begun or (int(number) == cpu and int(address, 16) == start)
+        if not begun:
+            pass
+        elif int(number) != cpu:
             others += 1
         elif _UNDONE not in body:
             _add(steps, int(address, 16), body, code, cpu)

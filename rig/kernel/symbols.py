@@ -12,11 +12,11 @@ from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import SymbolTableSection
 
 from rig.errors import UnsuitableKernel
+from rig.model import MACHINE_KEXEC as MACHINE_KEXEC
 from rig.model import PAGE_SIZE, Symbol
 
 # The instant `panic` (DESIGN), best first. Kernels before 4.7 (7bbee5ca3896) have no __crash_kexec.
 PANIC_SYMBOLS = ("__crash_kexec", "crash_kexec")
-MACHINE_KEXEC = "machine_kexec"
 # A shell line that prints their lines of /proc/kallsyms. Emulated, reading all 170,000 lines takes 0.3 s for one fixed
 # string and 1.5 s for a pattern; these are in the kernel's first few thousand functions, so each grep ends early.
 COMMAND = f"for s in {MACHINE_KEXEC} {' '.join(PANIC_SYMBOLS)}; do grep -m 1 -wF $s /proc/kallsyms; done"

@@ -7,7 +7,10 @@ come out under the same 64-bit names.
 
 from __future__ import annotations
 
+import functools
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from rig.errors import ProtocolError
 from rig.model import CpuState, Segment
@@ -39,34 +42,52 @@ def parse(text: str) -> tuple[CpuState, ...]:
 
 def parse_one(cpu: int, text: str) -> CpuState:
     """The state of one CPU from its section of the output. Raises ProtocolError when it lacks a register."""
-    values = {_long_name(name): int(value, 16) for name, value in _REGISTER.findall(text)}
+    general, found, rest = text.partition("\nES =")
+    system = _system(found + rest)
+    values = {_long_name(name): int(value, 16) for name, value in _REGISTER.findall(general)}
+    names = _GENERAL_64 if "RIP=" in general else _GENERAL_32
+    missing = sorted({*names, *_CONTROL, *_SEGMENTS, "GDT", "IDT"} - values.keys() - system.found)
+    if missing:
+        raise ProtocolError(f"QEMU's dump of CPU {cpu} lacks {', '.join(missing)}", received=text)
+    return CpuState(
+        cpu=cpu,
+        general={name: values[name] for name in names},
+        cr0=system.control["cr0"],
+        cr2=system.control["cr2"],
+        cr3=system.control["cr3"],
+        cr4=system.control["cr4"],
+        efer=system.control["efer"],
+        gdt_base=system.tables["GDT"][0],
+        gdt_limit=system.tables["GDT"][1],
+        idt_base=system.tables["IDT"][0],
+        idt_limit=system.tables["IDT"][1],
+        segments=system.segments,
+    )
+
+
+@dataclass(frozen=True)
+class _System:
+    """All that is printed behind the general registers. found: the names of what is there."""
+
+    control: Mapping[str, int]
+    tables: Mapping[str, tuple[int, int]]
+    segments: Mapping[str, Segment]
+    found: frozenset[str]
+
+
+@functools.lru_cache(maxsize=64)
+def _system(text: str) -> _System:
+    """Cached: from one instruction of a recording to the next it is hardly ever another text."""
+    control = {name.lower(): int(value, 16) for name, value in _REGISTER.findall(text)}
     tables = {name: (int(base, 16), int(limit, 16)) for name, base, limit in _TABLE.findall(text)}
     segments = {
         name.lower(): Segment(int(selector, 16), int(base, 16), int(limit, 16), int(flags, 16))
         for name, selector, base, limit, flags in _SEGMENT.findall(text)
     }
-    is_64_bit = re.search(r"\bRIP=", text) is not None
-    general = _GENERAL_64 if is_64_bit else _GENERAL_32
-    expected = {*general, *_CONTROL, *_SEGMENTS, "GDT", "IDT"}
-    missing = sorted(expected - values.keys() - tables.keys() - segments.keys())
-    if missing:
-        raise ProtocolError(f"QEMU's dump of CPU {cpu} lacks {', '.join(missing)}", received=text)
-    return CpuState(
-        cpu=cpu,
-        general={name: values[name] for name in general},
-        cr0=values["cr0"],
-        cr2=values["cr2"],
-        cr3=values["cr3"],
-        cr4=values["cr4"],
-        efer=values["efer"],
-        gdt_base=tables["GDT"][0],
-        gdt_limit=tables["GDT"][1],
-        idt_base=tables["IDT"][0],
-        idt_limit=tables["IDT"][1],
-        segments=segments,
-    )
+    return _System(control, tables, segments, frozenset({*control, *tables, *segments}))
 
 
+@functools.cache
 def _long_name(name: str) -> str:
     """EAX -> rax, RFL and EFL -> rflags, R8 -> r8; CR3 and EFER only in lower case."""
     if name in ("RFL", "EFL"):
