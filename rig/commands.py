@@ -179,10 +179,12 @@ def report(args: argparse.Namespace) -> int:
     from rig.evidence import Evidence
     from rig.judge import judge_dir
     from rig.report.html import render_run
+    from rig.report.listing import hand_over_listing
 
     written = []
     for directory in args.directories:
-        page = render_run(judge_dir(directory), Evidence(directory))
+        evidence = Evidence(directory)
+        page = render_run(judge_dir(directory), evidence, hand_over_listing(evidence))
         target = directory / "report.html" if args.html is None else args.html / f"{directory.resolve().name}.html"
         try:
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -26,7 +26,7 @@ from rig.errors import (
     MachineError,
     RequestError,
 )
-from rig.evidence import DumpInfo, Evidence, EvidenceWriter, Facts, Kimage, Pattern, to_json
+from rig.evidence import DIED, LISTING, DumpInfo, Evidence, EvidenceWriter, Facts, Kimage, Pattern, to_json
 from rig.guest import arming
 from rig.guest.keys import RunKeys
 from rig.judge import judge
@@ -37,6 +37,7 @@ from rig.model import PAGE_SIZE, Checkpoint, CpuState, Dump, Failure, Options, P
 from rig.prepare import Artefacts, prepare
 from rig.recorder import Recorder
 from rig.report.html import render_run
+from rig.report.listing import hand_over_listing
 from rig.survey import survey
 from rig.triggers import TRIGGERS, trigger_line
 from rig.vm import tracing
@@ -73,7 +74,10 @@ def run(plan: RunPlan, options: Options, listener: Listener, cancel: threading.E
         evidence = Evidence(writer.path)
         result = judge(evidence)
         writer.write("result.json", to_json(result))
-        writer.write("report.html", render_run(result, evidence).encode())
+        listing = hand_over_listing(evidence)
+        if listing is not None:
+            writer.write(LISTING, "\n".join((*listing.lines, "")).encode())
+        writer.write("report.html", render_run(result, evidence, listing).encode())
         return result, writer.finish()
     except OSError as problem:
         writer.discard()
@@ -192,18 +196,17 @@ class _Run:
             self._crash_boot(vm, recorder)
             self._dump(vm, recorder)
         except GuestDied:
-            # its own doing, or QEMU's? QMP may tell a moment later than the gdbstub
-            ending = vm.watch.wait_for_end(2.0)
-            self.guest_ended = ending is not None and ending.by_guest
-            if self.facts.kimage is not None and not self.facts.tables:
-                # Its death comes first, but without its tables not even its stack has an owner.
-                with contextlib.suppress(EvidenceError):
-                    self._survey(recorder)
+            self.guest_ended = self._ended_itself(vm)
             raise
         finally:
             self.learn(captured=tuple(recorder.captured))
             recorder.save(self.writer, self._pages_to_keep())
             self._save_symbols(recorder)
+
+    def _ended_itself(self, vm: Vm) -> bool:
+        """Was it the guest's own doing, or QEMU's? QMP may tell a moment later than the gdbstub."""
+        ending = vm.watch.wait_for_end(2.0)
+        return ending is not None and ending.by_guest
 
     def _save_symbols(self, recorder: Recorder) -> None:
         """Those that executed instructions and pages of the kernel image that changed lie in."""
@@ -273,30 +276,44 @@ class _Run:
                 self.learn(crashing_cpu=cpu.cpu, panic_symbol=name, mode=cpu.paging, cr3=cpu.cr3)
                 self.other_cr3s = [c.cr3 for c in vm.info_registers() if c.cpu != cpu.cpu]
                 self._capture(vm, recorder, Checkpoint.PANIC)
-            with contextlib.ExitStack() as recording:
-                # of several CPUs that run at the same time QEMU mixes up the lines
-                alone = self.plan.guest.cpus == 1
-                if alone:
-                    recording.enter_context(self._recorded(vm))
-                with self.in_phase("machine-kexec", f"CPU {cpu.cpu} at {symbols.MACHINE_KEXEC}") as deadline:
-                    if name != symbols.MACHINE_KEXEC:
-                        cpu = self._stop_at(vm, gdb, self.facts.symbols[symbols.MACHINE_KEXEC], deadline)
-                    self._capture(vm, recorder, Checkpoint.MACHINE_KEXEC)
-                    image = self._read_kimage(recorder, cpu)
-                    self._inject(vm, gdb, recorder, Checkpoint.MACHINE_KEXEC)
-                if not alone:
-                    recording.enter_context(self._recorded(vm))
-                with self.in_phase("hand-over", f"the new image's entry {image.start:#x}") as deadline:
-                    if vm.spec.accel == "tcg":
-                        self._stop_at(vm, gdb, image.start, deadline)
-                    else:
-                        tracing.stepped(vm, vm.trace_log, image.start, deadline)
-                    self._inject(vm, gdb, recorder, Checkpoint.HANDOVER)
-                    self._capture(vm, recorder, Checkpoint.HANDOVER)
-                    if record:
-                        self.learn(**saboteur.read_record(recorder.live, record))
-                    # what the first kernel printed, its panic first of all, must not be taken for the crash kernel's
-                    vm.console.discard()
+            try:
+                with contextlib.ExitStack() as recording:
+                    # of several CPUs that run at the same time QEMU mixes up the lines
+                    alone = self.plan.guest.cpus == 1
+                    if alone:
+                        recording.enter_context(self._recorded(vm))
+                    image = self._to_machine_kexec(vm, gdb, recorder, name, cpu)
+                    if not alone:
+                        recording.enter_context(self._recorded(vm))
+                    self._to_new_image(vm, gdb, recorder, image, record)
+            except GuestDied:
+                if self.facts.kimage is not None and self._ended_itself(vm):
+                    self._post_mortem(vm, recorder)
+                raise
+
+    def _to_machine_kexec(self, vm: Vm, gdb: GdbStub, recorder: Recorder, name: str, cpu: CpuState) -> Kimage:
+        """From where `panic` was taken, the first instruction of `name`, on."""
+        with self.in_phase("machine-kexec", f"CPU {cpu.cpu} at {symbols.MACHINE_KEXEC}") as deadline:
+            if name != symbols.MACHINE_KEXEC:
+                cpu = self._stop_at(vm, gdb, self.facts.symbols[symbols.MACHINE_KEXEC], deadline)
+            self._capture(vm, recorder, Checkpoint.MACHINE_KEXEC)
+            image = self._read_kimage(recorder, cpu)
+            self._inject(vm, gdb, recorder, Checkpoint.MACHINE_KEXEC)
+        return image
+
+    def _to_new_image(self, vm: Vm, gdb: GdbStub, recorder: Recorder, image: Kimage, record: int) -> None:
+        """Up to the entry of the new image. record: physical address of the control module's record, 0 without."""
+        with self.in_phase("hand-over", f"the new image's entry {image.start:#x}") as deadline:
+            if vm.spec.accel == "tcg":
+                self._stop_at(vm, gdb, image.start, deadline)
+            else:
+                tracing.stepped(vm, vm.trace_log, image.start, deadline)
+            self._inject(vm, gdb, recorder, Checkpoint.HANDOVER)
+            self._capture(vm, recorder, Checkpoint.HANDOVER)
+            if record:
+                self.learn(**saboteur.read_record(recorder.live, record))
+            # what the first kernel printed, its panic first of all, must not be taken for the crash kernel's
+            vm.console.discard()
 
     def _stop_at(self, vm: Vm, gdb: GdbStub, address: int, deadline: Deadline) -> CpuState:
         """Let the guest run to an address. Returns the state of the CPU that got there."""
@@ -322,6 +339,17 @@ class _Run:
                 self.recording = vm.trace_log.read_text(errors="replace")
                 self.writer.write_trace(self.recording)
                 vm.trace_log.unlink()
+
+    def _post_mortem(self, vm: Vm, recorder: Recorder) -> None:
+        """The guest died in the hand-over, and QEMU has paused it as it was: take what shows why."""
+        assert self.facts.crashing_cpu is not None
+        cpus = vm.info_registers()
+        self.writer.write_registers(DIED, cpus)
+        recorder.capture_death()
+        self.learn(post_mortem=True)
+        final = next(cpu for cpu in cpus if cpu.cpu == self.facts.crashing_cpu)
+        with contextlib.suppress(EvidenceError):  # its death comes first
+            self._survey(recorder, DIED, final)
 
     def _capture(self, vm: Vm, recorder: Recorder, checkpoint: Checkpoint) -> None:
         """Registers and memory of the held machine."""
@@ -393,7 +421,10 @@ class _Run:
         """The gdbstub is detached: the guest runs. While it boots, look at what was captured at `panic`."""
         started = time.monotonic()
         with self.in_phase("crash-boot", "the crash kernel's shell") as deadline:
-            import rig.dump  # noqa: F401  # now: it takes a while, and there is time
+            # now: they take a while, and there is time
+            import capstone  # noqa: F401
+
+            import rig.dump  # noqa: F401
 
             self._survey(recorder)
             hello = vm.shell.wait_hello("crash", deadline)
@@ -406,11 +437,15 @@ class _Run:
             with _held(vm):
                 self._capture(vm, recorder, Checkpoint.CRASH_KERNEL)
 
-    def _survey(self, recorder: Recorder) -> None:
-        """What else can be told from the captures of `panic` and `handover`."""
+    def _survey(self, recorder: Recorder, end: str = Checkpoint.HANDOVER, final: CpuState | None = None) -> None:
+        """What else can be told from the captures of `panic` and of where the hand-over ended.
+
+        final: the crashing CPU's state there, when that is not the new image's entry.
+        """
         assert self.facts.crashing_cpu is not None
         recorded = trace.parse(self.recording, self.facts.crashing_cpu, self.facts.symbols[symbols.MACHINE_KEXEC])
-        found = survey(recorder, self.facts, recorded, self.other_cr3s, self.token.encode())
+        ended = (recorder.at(end), final)
+        found = survey(recorder, self.facts, recorded, ended, self.other_cr3s, self.token.encode())
         self.code_pages = found.code_pages
         self.learn(
             tables=found.tables,

@@ -3,6 +3,7 @@
     symbols.json.zst            the kernel's symbols that executed instructions and changed memory lie in
     trace.log.zst               the way from `panic` (several CPUs, KVM: from machine_kexec) to the new image,
                                 instruction by instruction, as QEMU logged it: see rig/trace.py
+    handover.txt                the hand-over for people, an instruction a line
     run.json                    Facts: what was run, and what the guest said about itself
     result.json, report.html    the verdict, and the same for people
     console.log control.log     the guest's two serial lines, as they came
@@ -14,6 +15,8 @@
                                 part of the crashed task's page tables, holds its pattern, or differs in the dump;
                                 at later checkpoints every page that differs from `panic` (in `crash-kernel`: outside
                                 the crash region)
+    registers/died.json         every CPU's registers, and
+    memory/died.pages.zst       the pages that differ from `panic`, of a guest that died in the hand-over
     memory/CHECKPOINT.ram.zst   all of RAM, only with --keep-memory
     vmcore/headers.bin          the front of /proc/vmcore: ELF header, program headers, notes
     vmcore/pgd.bin              the page that CR3 pointed to, as the dump shows it
@@ -77,6 +80,9 @@ PGD = "vmcore/pgd.bin"
 FILTERED_HEADERS = "vmcore/filtered-headers.bin"
 DUMP_HASHES = "vmcore/dump.hashes.zst"
 DUMP_PAGES = "vmcore/dump.pages.zst"
+LISTING = "handover.txt"
+# Not a checkpoint: the guest died between `machine-kexec` and `handover`, and QEMU has kept it as it was.
+DIED = "died"
 
 
 @dataclass(frozen=True)
@@ -192,6 +198,7 @@ class Facts:
     phases: tuple[Phase, ...] = ()
     broke_off: Failure | None = None
     died: bool = False  # broke off because the panicking guest reset, triple-faulted or powered off
+    post_mortem: bool = False  # it died in the hand-over, and registers and memory were taken then: DIED
 
 
 # ---------------------------------------------------------------- JSON
@@ -251,10 +258,10 @@ class EvidenceWriter:
         target.parent.mkdir(exist_ok=True)
         target.write_bytes(blob)
 
-    def write_registers(self, checkpoint: Checkpoint, cpus: Iterable[CpuState]) -> None:
+    def write_registers(self, checkpoint: str, cpus: Iterable[CpuState]) -> None:
         self.write(f"{REGISTERS}/{checkpoint}.json", to_json(tuple(cpus)))
 
-    def write_pages(self, checkpoint: Checkpoint, pages: Mapping[int, bytes]) -> None:
+    def write_pages(self, checkpoint: str, pages: Mapping[int, bytes]) -> None:
         self.write(f"{MEMORY}/{checkpoint}.pages.zst", pack_pages(pages))
 
     def write_hashes(self, hashes: npt.NDArray[np.uint64]) -> None:
@@ -327,12 +334,12 @@ class Evidence:
         return from_json(self._read("result.json"), RunResult, self.path / "result.json")
 
     @cache  # noqa: B019 - an Evidence lives as long as its judgement
-    def cpus(self, checkpoint: Checkpoint) -> tuple[CpuState, ...]:
+    def cpus(self, checkpoint: str) -> tuple[CpuState, ...]:
         name = f"{REGISTERS}/{checkpoint}.json"
         return from_json(self._read(name), tuple[CpuState, ...], self.path / name)
 
-    def crashing_cpu(self, checkpoint: Checkpoint) -> CpuState:
-        """The CPU that panicked, at that checkpoint."""
+    def crashing_cpu(self, checkpoint: str) -> CpuState:
+        """The CPU that panicked, at that checkpoint or when it DIED."""
         number = self.facts.crashing_cpu
         for cpu in self.cpus(checkpoint):
             if cpu.cpu == number:
@@ -340,8 +347,8 @@ class Evidence:
         raise EvidenceError(f"no registers of the crashing CPU ({number}) at {checkpoint}")
 
     @cache  # noqa: B019
-    def pages(self, checkpoint: Checkpoint) -> Mapping[int, bytes]:
-        """The pages kept for a checkpoint, by pfn. Those of `panic` are held against their hashes."""
+    def pages(self, checkpoint: str) -> Mapping[int, bytes]:
+        """The pages kept for a checkpoint, or DIED, by pfn. Those of `panic` are held against their hashes."""
         name = f"{MEMORY}/{checkpoint}.pages.zst"
         found = unpack_pages(self._read(name), self.path / name)
         if checkpoint is Checkpoint.PANIC:
@@ -368,9 +375,10 @@ class Evidence:
                 return (pfn * PAGE_SIZE - start + offset) // PAGE_SIZE
         return None
 
-    def memory(self, checkpoint: Checkpoint) -> PagesMemory:
-        """Physical memory at a checkpoint, as far as it was kept: its own pages, else those of `panic`."""
-        if checkpoint not in self.facts.captured:
+    def memory(self, checkpoint: str) -> PagesMemory:
+        """Physical memory at a checkpoint, or when the guest DIED, as far as it was kept: its own pages, else those of
+        `panic`."""
+        if checkpoint not in self.facts.captured and not (checkpoint == DIED and self.facts.post_mortem):
             raise EvidenceError(f"memory was not captured at {checkpoint}")
         base = PagesMemory(self.pages(Checkpoint.PANIC))
         if checkpoint is Checkpoint.PANIC:
@@ -435,9 +443,21 @@ class Evidence:
             raise EvidenceError("`panic` was never reached: there is no hand-over trace")
         return parse_trace(self._unpacked(TRACE).decode("ascii", errors="replace"), cpu, start)
 
+    @property
+    def hand_over_end(self) -> str:
+        """What memory and registers the hand-over ended with: `handover`, or DIED. EvidenceError when with neither."""
+        if Checkpoint.HANDOVER in self.facts.captured:
+            return Checkpoint.HANDOVER
+        if self.facts.post_mortem:
+            return DIED
+        raise EvidenceError("the new image was never entered, and nothing was taken where the hand-over ended")
+
     def final_state(self) -> CpuState | None:
-        """The crashing CPU's state at `handover`; None when it never got there."""
-        return self.crashing_cpu(Checkpoint.HANDOVER) if Checkpoint.HANDOVER in self.facts.captured else None
+        """The crashing CPU's state at `handover`, or when it died before that; None when it was not seen."""
+        try:
+            return self.crashing_cpu(self.hand_over_end)
+        except EvidenceError:
+            return None
 
     def _unpacked(self, name: str) -> bytes:
         try:

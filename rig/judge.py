@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rig.checks import run_check
 from rig.errors import EvidenceError, RequestError
-from rig.evidence import Damage, Evidence, Facts
+from rig.evidence import LISTING, Damage, Evidence, Facts
+from rig.handover import HandOver, last_words
 from rig.memory import levels
 from rig.memory.physical import OutsideMemory
-from rig.model import Checkpoint, CheckResult, RunResult, Verdict
+from rig.model import Checkpoint, CheckResult, Failure, RunResult, Verdict
 
 BOOTS = "crash-kernel-boots"
 
@@ -40,8 +42,21 @@ def judge(evidence: Evidence) -> RunResult:
         environment=facts.environment,
         expect_failed=scenario.expect_failed,
         surprise=_surprise(evidence, verdict, checks),
-        error=facts.broke_off,
+        error=_broke_off(evidence),
     )
+
+
+def _broke_off(evidence: Evidence) -> Failure | None:
+    """Why the run broke off; of a guest that died in the hand-over with what it executed last, and why it died."""
+    facts = evidence.facts
+    if facts.broke_off is None or not facts.post_mortem:
+        return facts.broke_off
+    try:
+        words = last_words(HandOver(evidence))
+    except EvidenceError as problem:
+        words = problem.message
+    hint = f"every instruction up to there is in {LISTING}"
+    return replace(facts.broke_off, message=f"{facts.broke_off.message}; {words}", hint=facts.broke_off.hint or hint)
 
 
 def judge_dir(path: Path) -> RunResult:

@@ -8,13 +8,13 @@ over QMP as well and must equal the file's: a capture that looks at the wrong me
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rig.errors import ProtocolError
-from rig.evidence import EvidenceWriter
+from rig.evidence import DIED, EvidenceWriter
 from rig.memory import image
 from rig.memory.image import FileMemory, FileRange, PagesMemory
 from rig.memory.physical import VGA_TEXT, Memory
@@ -34,7 +34,7 @@ class Recorder:
         self._read_physical = read_physical
         self._base = os.memfd_create("rig-panic")
         self._vga: dict[int, bytes] = {}
-        self._deltas: dict[Checkpoint, dict[int, bytes]] = {}
+        self._deltas: dict[str, dict[int, bytes]] = {}
         self._hashes: NDArray[np.uint64] | None = None
         self.captured: list[Checkpoint] = []
 
@@ -53,8 +53,8 @@ class Recorder:
     def at_panic(self) -> FileMemory:
         return FileMemory(self._base, self._ranges)
 
-    def at(self, checkpoint: Checkpoint) -> Memory:
-        """RAM as it was at a checkpoint that was captured, in full (but for what `leave_out` left out)."""
+    def at(self, checkpoint: str) -> Memory:
+        """RAM as it was at a checkpoint (or DIED) that was captured, in full (but for what `leave_out` left out)."""
         return PagesMemory(self._deltas.get(checkpoint, {}), fallback=self.at_panic)
 
     def capture(self, checkpoint: Checkpoint, leave_out: Range | None = None) -> None:
@@ -68,16 +68,24 @@ class Recorder:
             image.copy(self._live, self._base, self._size)
             self._vga = vga
         else:
-            pages = {pfn: page for pfn, page in vga.items() if page != self._vga[pfn]}
-            changed = image.changed_pages(self._base, self._live, self._size)
-            for held in self._ranges:
-                inside = changed[(changed * PAGE_SIZE >= held.offset) & (changed * PAGE_SIZE < held.offset + held.size)]
-                for index in inside.tolist():
-                    address = index * PAGE_SIZE - held.offset + held.start
-                    if leave_out is None or address not in leave_out:
-                        pages[address // PAGE_SIZE] = os.pread(self._live, PAGE_SIZE, index * PAGE_SIZE)
-            self._deltas[checkpoint] = pages
+            self._deltas[checkpoint] = self._differing(vga, leave_out)
         self.captured.append(checkpoint)
+
+    def capture_death(self) -> None:
+        """Take memory as it is, of a guest that died in the hand-over. `panic` must have been captured."""
+        self._deltas[DIED] = self._differing({}, None)
+
+    def _differing(self, vga: Mapping[int, bytes], leave_out: Range | None) -> dict[int, bytes]:
+        """What differs from `panic` now, by pfn."""
+        pages = {pfn: page for pfn, page in vga.items() if page != self._vga[pfn]}
+        changed = image.changed_pages(self._base, self._live, self._size)
+        for held in self._ranges:
+            inside = changed[(changed * PAGE_SIZE >= held.offset) & (changed * PAGE_SIZE < held.offset + held.size)]
+            for index in inside.tolist():
+                address = index * PAGE_SIZE - held.offset + held.start
+                if leave_out is None or address not in leave_out:
+                    pages[address // PAGE_SIZE] = os.pread(self._live, PAGE_SIZE, index * PAGE_SIZE)
+        return pages
 
     def cross_check(self, address: int) -> None:
         """The page at a physical address must be the same over QMP and in the RAM file. ProtocolError if not."""

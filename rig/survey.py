@@ -5,18 +5,17 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 from rig.errors import EvidenceError
 from rig.evidence import Facts
 from rig.memory import paging
 from rig.memory.levels import Flags
 from rig.memory.pagetypes import PageTypes, parse_vmcoreinfo
-from rig.memory.physical import OutsideMemory
+from rig.memory.physical import Memory, OutsideMemory
 from rig.memory.walk import AddressSpace, walk
-from rig.model import PAGE_SIZE, Checkpoint
+from rig.model import PAGE_SIZE, Checkpoint, CpuState
 from rig.recorder import Recorder
-from rig.trace import Trace
+from rig.trace import MAX_CODE, Trace, after
 
 USER_DATA = Flags.USER | Flags.WRITABLE
 
@@ -36,9 +35,17 @@ class Survey:
     pattern: tuple[int, int, int]
 
 
-def survey(recorder: Recorder, facts: Facts, trace: Trace, other_cr3s: Sequence[int], token: bytes) -> Survey:
+def survey(
+    recorder: Recorder,
+    facts: Facts,
+    trace: Trace,
+    ended: tuple[Memory, CpuState | None],
+    other_cr3s: Sequence[int],
+    token: bytes,
+) -> Survey:
     """Walk the crashed task's tables, find the pattern in its memory; hash memory, which takes a while as well.
 
+    ended: memory where the hand-over ended, and the crashing CPU's state when that was not the new image's entry.
     other_cr3s: of the CPUs that did not panic. Raises EvidenceError when the pattern is not there.
     """
     assert facts.mode is not None
@@ -46,38 +53,40 @@ def survey(recorder: Recorder, facts: Facts, trace: Trace, other_cr3s: Sequence[
     recorder.hash_pages()
     space = walk(recorder.at_panic, facts.mode, facts.cr3)
     others = [walk(recorder.at_panic, facts.mode, cr3) for cr3 in other_cr3s]
+    handover_tables, code_pages = _survey_hand_over(*ended, trace)
     return Survey(
         tables=_table_pages([space]),
         other_tables=_table_pages(others),
-        handover_tables=_handover_tables(recorder, trace),
-        code_pages=_code_at_switches(recorder, trace),
+        handover_tables=handover_tables,
+        code_pages=code_pages,
         slab_pages=_slab_pages(recorder, facts),
         pattern=_find_pattern(recorder, space, token),
     )
 
 
-def _handover_tables(recorder: Recorder, trace: Trace) -> tuple[int, ...]:
-    """Of all that CR3 pointed to while paging was on, as it was at `handover`: the new image hasn't run yet."""
-    memory = recorder.at(Checkpoint.HANDOVER)
-    roots = dict.fromkeys((s.state.paging, s.state.cr3) for s in trace.steps)
-    return _table_pages([walk(memory, mode, cr3) for mode, cr3 in roots if mode is not None])
+def _survey_hand_over(memory: Memory, final: CpuState | None, trace: Trace) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(handover_tables, code_pages) as in Survey.
 
-
-def _code_at_switches(recorder: Recorder, trace: Trace) -> tuple[int, ...]:
-    memory = recorder.at(Checkpoint.HANDOVER)
+    memory, final: as in `ended`; no switch of tables leads directly to the new image's entry. The new image hasn't run
+    yet, so all tables of the way there still are as they were used.
+    """
+    pairs = [(step.state, after(trace, step.number, final)) for step in trace.steps]
+    states = [state for pair in pairs for state in pair if state is not None]
+    roots = dict.fromkeys((state.paging, state.cr3) for state in states)
+    tables = _table_pages([walk(memory, mode, cr3) for mode, cr3 in roots if mode is not None])
     pages: dict[int, None] = {}
-    for old, new in pairwise(trace.steps):
-        if old.state.cr3 == new.state.cr3 and old.state.paging is new.state.paging:
+    for old, new in pairs:
+        if new is None or (old.cr3, old.paging) == (new.cr3, new.paging):
             continue
-        for state in (old.state, new.state):
-            # an instruction may go on in the next page
-            for virtual in {new.pc, new.pc + len(new.code) - 1}:
+        for state in (old, new):
+            # an instruction may go on in the next page; how long it is isn't known when it was never executed
+            for virtual in (new.general["rip"], new.general["rip"] + MAX_CODE - 1):
                 with contextlib.suppress(paging.NotMapped, OutsideMemory):
                     physical = virtual
                     if state.paging is not None:
                         physical = paging.translate(memory, state.paging, state.cr3, virtual).physical
                     pages[physical & ~(PAGE_SIZE - 1)] = None
-    return tuple(pages)
+    return tables, tuple(pages)
 
 
 def _table_pages(spaces: Sequence[AddressSpace]) -> tuple[int, ...]:

@@ -25,8 +25,10 @@ from rig.vm import registers
 
 _BLOCK = re.compile(r"^Trace (\d+): \S+ \[[0-9a-f]+/([0-9a-f]+)/.*$", re.MULTILINE)
 _CODE = re.compile(r"^0x([0-9a-f]+):\s+(?:OBJD-T: )?((?:[0-9a-f]{2} ?)+)(?: |$)", re.MULTILINE)
-# Interrupts and exceptions as they are delivered (log_int(), target/i386/tcg/seg_helper.c).
-_EVENT = re.compile(r"^ *\d+: v=([0-9a-f]{2}) e=([0-9a-f]+) i=(\d) ", re.MULTILINE)
+# Interrupts and exceptions as they are delivered, the registers after it (do_interrupt_all(), QEMU's
+# target/i386/tcg/seg_helper.c).
+_EVENT = re.compile(r"^ *\d+: v=([0-9a-f]{2}) e=([0-9a-f]+) i=(\d) .*$", re.MULTILINE)
+_RULE = "----------------"  # before what was translated next
 _UNDONE = "Stopped execution of TB chain before"  # the block just logged was left again before it ran
 _REPEATS = re.compile(rb"[\x66\x67\x26\x2e\x36\x3e\x64\x65]*[\xf2\xf3]")  # REP prefixes, others before them
 MAX_CODE = 15  # bytes of an instruction (SDM vol. 2, 2.3.11)
@@ -52,12 +54,22 @@ class Step:
 
 @dataclass(frozen=True)
 class Event:
-    """An interrupt or exception that the CPU took. before: the number of the step that follows it."""
+    """An interrupt or exception that the CPU took, or tried to. before: the number of the step that follows it.
+
+    state: as the CPU was before it was delivered; of a fault, with the address of the instruction that can't be
+    executed, and in CR2 what it could not reach.
+    """
 
     before: int
     vector: int
     error: int
     software: bool
+    state: CpuState
+
+    @property
+    def maskable(self) -> bool:
+        """Whether IF=0 would have held it back: what a device or another CPU sent, but no NMI (SDM vol. 3, 6.3.1)."""
+        return self.vector >= 32 and not self.software
 
 
 @dataclass(frozen=True)
@@ -104,11 +116,10 @@ def parse(text: str, cpu: int, start: int | None = None) -> Trace:
             pass
         elif int(number) != cpu:
             others += 1
-        elif _UNDONE not in body:
-            _add(steps, int(address, 16), body, code, cpu)
-            events += [
-                Event(len(steps), int(v, 16), int(e, 16), software == "1") for v, e, software in _EVENT.findall(body)
-            ]
+        else:
+            if _UNDONE not in body:
+                _add(steps, int(address, 16), body, code, cpu)
+            events += _events(len(steps), body, cpu)
         _learn_code(body, code)
     if not steps:
         raise EvidenceError(f"the hand-over trace has no instruction of CPU {cpu}")
@@ -135,28 +146,45 @@ def _add(steps: list[Step], address: int, body: str, code: dict[int, bytes], cpu
     if steps and steps[-1].pc == address and _REPEATS.match(blob):
         steps[-1] = replace(steps[-1], repeats=steps[-1].repeats + 1)
         return
-    try:
-        # up to what follows the registers: another instruction's bytes, or the registers at an interrupt
-        state = registers.parse_one(cpu, _EVENT.split(body.split("----------------", 1)[0], 1)[0])
-    except ProtocolError as problem:
-        raise EvidenceError(f"the hand-over trace is broken at {address:#x}: {problem}") from problem
+    # up to what follows the registers: another instruction's bytes, or the registers at an interrupt
+    state = _registers(_EVENT.split(body.split(_RULE, 1)[0], maxsplit=1)[0], cpu, f"{address:#x}")
     if state.general["rip"] != address:
         raise EvidenceError(f"the hand-over trace mixes CPUs: registers of {state.general['rip']:#x} at {address:#x}")
     steps.append(Step(len(steps), state, blob))
+
+
+def _events(before: int, body: str, cpu: int) -> Iterator[Event]:
+    _, *parts = _EVENT.split(body)
+    for vector, error, software, rest in zip(parts[::4], parts[1::4], parts[2::4], parts[3::4], strict=True):
+        state = _registers(rest.split(_RULE, 1)[0], cpu, f"interrupt {vector}")
+        yield Event(before, int(vector, 16), int(error, 16), software == "1", state)
+
+
+def _registers(text: str, cpu: int, where: str) -> CpuState:
+    try:
+        return registers.parse_one(cpu, text)
+    except ProtocolError as problem:
+        raise EvidenceError(f"the hand-over trace is broken at {where}: {problem}") from problem
 
 
 # ---------------------------------------------------------------- what it says
 
 
 def after(trace: Trace, number: int, final: CpuState | None) -> CpuState | None:
-    """The state after a step: the next one's; after the last `final`, the state at `handover` if it came to that."""
+    """The state after a step, before any interrupt that followed it; of a fault in it, as the instruction left it.
+
+    final: the state after the last step: at `handover`, or of the guest's death.
+    """
+    for event in trace.events:
+        if event.before == number + 1:
+            return event.state
     return trace.steps[number + 1].state if number + 1 < len(trace.steps) else final
 
 
 def changes(trace: Trace, final: CpuState | None) -> Iterator[Change]:
     """Every change of what paging, interrupts and segments rest on, with the instruction that made it.
 
-    An interrupt that is delivered changes registers, too: it is told as the instruction's before it, see Trace.events.
+    What the delivery of an interrupt changes is not among them: see Trace.events.
     """
     for step in trace.steps:
         new = after(trace, step.number, final)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from rig.evidence import Damage, DumpInfo, Evidence, EvidenceWriter, Facts, Kimage, to_json
+from rig.evidence import DIED, Damage, DumpInfo, Evidence, EvidenceWriter, Facts, Kimage, to_json
 from rig.model import (
     PAGE_SIZE,
     Arch,
@@ -102,7 +102,8 @@ class Machine:
     dumped_pgd: bytes = field(default_factory=pgd_page)
     headers: bytes = field(default_factory=lambda: vmcore_i386([(PANIC_RIP + 0x80, STACK - 0x60), (0xC0030000, 0)]))
     symbols: tuple[Symbol, ...] = ()
-    cpus: Mapping[Checkpoint, tuple[CpuState, ...]] = field(
+    trace: str = ""  # of the hand-over, as QEMU logs it
+    cpus: Mapping[str, tuple[CpuState, ...]] = field(
         default_factory=lambda: {
             **dict.fromkeys(SEEN[:2], (cpu(0), cpu(1, rip=0xC0030000))),
             **dict.fromkeys(SEEN[2:], (cpu(0, paging_on=False), cpu(1, rip=0xC0030000))),
@@ -161,10 +162,14 @@ class Machine:
         for checkpoint, pages in self.later.items():
             if checkpoint in self.facts.captured:
                 writer.write_pages(checkpoint, pages)
-        for checkpoint, cpus in self.cpus.items():
-            writer.write_registers(checkpoint, cpus)
+        if self.facts.post_mortem:
+            writer.write_pages(DIED, self.later[Checkpoint.HANDOVER])
+        for moment, cpus in self.cpus.items():
+            writer.write_registers(moment, cpus)
         writer.write("vmcore/headers.bin", self.headers)
         writer.write("vmcore/pgd.bin", self.dumped_pgd)
+        if self.trace:
+            writer.write_trace(self.trace)
         if self.symbols:
             writer.write_symbols(self.symbols)
         writer.write("console.log", b"forged\n")

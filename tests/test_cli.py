@@ -20,11 +20,12 @@ from rich.text import Text
 
 import rig
 from rig import cli, commands
+from rig.checks import REGISTRY
 from rig.errors import Cancelled, MachineError, RequestError, UnsuitableKernel
 from rig.model import CheckResult, Dump, KernelIdentity, Options, RunPlan, RunResult, Verdict
 
 ROOT = Path(__file__).resolve().parent.parent
-CHECKS = ("pgd-survives", "crash-kernel-boots", "memory-accounted", "vmcore-registers", "vmcore-faithful")
+CHECKS = tuple(REGISTRY)
 ALL_THREE = ["panic@i386/debian-6.1", "panic@pae/debian-6.1", "panic@x86_64/debian-6.1"]
 
 
@@ -381,10 +382,11 @@ def test_report_writes_beside_the_evidence_or_elsewhere(
 ) -> None:
     pretend(monkeypatch, "rig.judge", judge_dir=lambda path: f"result of {path.name}")
     pretend(monkeypatch, "rig.evidence", Evidence=lambda path: f"evidence in {path.name}")
-    pretend(monkeypatch, "rig.report.html", render_run=lambda r, evidence: f"{r}, {evidence}")
+    pretend(monkeypatch, "rig.report.listing", hand_over_listing=lambda evidence: f"way of {evidence}")
+    pretend(monkeypatch, "rig.report.html", render_run=lambda r, *more: f"{r}, {', '.join(more)}")
     (tmp_path / "one").mkdir()
     assert cli.main(["report", str(tmp_path / "one")]) == 0
-    assert (tmp_path / "one/report.html").read_text() == "result of one, evidence in one"
+    assert (tmp_path / "one/report.html").read_text() == "result of one, evidence in one, way of evidence in one"
     assert capsys.readouterr().out == f"{tmp_path}/one/report.html\n"
     assert cli.main(["report", str(tmp_path / "one"), "--html", str(tmp_path / "pages"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["written"] == [f"{tmp_path}/pages/one.html"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rig.report.html.registers import RegisterTable
+from rig.report.listing import ChangeRow
 from rig.report.wording import Outcome
 
 
@@ -67,6 +68,20 @@ class Ledger:
 
 
 @dataclass(frozen=True)
+class HandOver:
+    """changes: the instructions that changed registers. last: lines of the listing, up to its end; earlier: before.
+
+    cut: how many lines before those are not in the page.
+    """
+
+    ending: str
+    changes: list[ChangeRow]
+    last: str
+    earlier: str
+    cut: int
+
+
+@dataclass(frozen=True)
 class PhaseBar:
     """offset and width: per cent of the whole run."""
 
@@ -78,13 +93,14 @@ class PhaseBar:
 
 @dataclass(frozen=True)
 class Trouble:
-    """Why the run broke off."""
+    """Why the run broke off. judged: it has a verdict nevertheless, as when the guest died of its panic."""
 
     facts: list[Fact]
     message: str
     hint: str
     cpu_state: str
     console: str
+    judged: bool
 
 
 @dataclass(frozen=True)
@@ -107,6 +123,7 @@ class Page:
     checks: list[CheckRow]
     pgd: Pgd | None
     ledger: Ledger | None
+    hand_over: HandOver | None
     registers: list[RegisterTable]
     phases: list[PhaseBar]
     total: str

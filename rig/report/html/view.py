@@ -8,15 +8,17 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import astuple
 from typing import Any, Protocol
 from urllib.parse import quote
 
-from rig.model import CheckResult, CpuState, Failure, KernelIdentity, RunResult
+from rig.model import CheckResult, CpuState, Failure, KernelIdentity, RunResult, Verdict
 from rig.report.html.page import (
     CheckRow,
     EntryRow,
     Fact,
     File,
+    HandOver,
     IntervalRow,
     Ledger,
     OwnerRow,
@@ -26,6 +28,7 @@ from rig.report.html.page import (
     Trouble,
 )
 from rig.report.html.registers import register_table
+from rig.report.listing import ChangeRow, Listing
 from rig.report.wording import (
     PGD_CHECK,
     check_outcome,
@@ -45,6 +48,9 @@ from rig.report.wording import (
 LEDGER_CHECK = "memory-accounted"
 CONSOLE_LINES = 5000  # the last so many are in the page, all of them in the evidence's own file
 ADDRESSES_SHOWN = 6
+LAST_INSTRUCTIONS = 100  # lines of the hand-over that are shown
+EARLIER_INSTRUCTIONS = 900  # and folded; all of them are in the evidence's own file
+CHANGES = 200  # rows of the table of changes, the last ones
 SHOWN_BELOW = {  # figures by check that have a section of their own
     PGD_CHECK: {"entries_changed", "compared", "vmcore"},
     LEDGER_CHECK: {"intervals", "owners"},
@@ -64,7 +70,7 @@ class EvidenceView(Protocol):
         """Path relative to the directory, with slashes, and size in bytes."""
 
 
-def build_page(result: RunResult, evidence: EvidenceView) -> Page:
+def build_page(result: RunResult, evidence: EvidenceView, listing: Listing | None = None) -> Page:
     """The page's values. Reads the evidence once."""
     console = printable_lines(evidence.console())
     total = sum(phase.seconds for phase in result.phases)
@@ -74,10 +80,11 @@ def build_page(result: RunResult, evidence: EvidenceView) -> Page:
         headline=headline(result),
         surprise=printable(result.surprise),
         facts=_run_facts(result, total),
-        trouble=_trouble(result.error) if result.error else None,
+        trouble=_trouble(result.error, result.verdict) if result.error else None,
         checks=[_check_row(check, result) for check in result.checks],
         pgd=_pgd(result),
         ledger=_ledger(find_check(result, LEDGER_CHECK)),
+        hand_over=_hand_over(listing) if listing else None,
         registers=[register_table(name, cpus) for name, cpus in evidence.registers().items() if cpus],
         phases=_phase_bars(result, total),
         total=f"{total:.1f} s",
@@ -110,7 +117,7 @@ def _run_facts(result: RunResult, total: float) -> list[Fact]:
     return [*facts, Fact("Time", f"{total:.1f} s")] if result.phases else facts
 
 
-def _trouble(error: Failure) -> Trouble:
+def _trouble(error: Failure, verdict: Verdict) -> Trouble:
     return Trouble(
         facts=[
             Fact("Phase", printable(error.phase) or "before the first phase"),
@@ -120,6 +127,7 @@ def _trouble(error: Failure) -> Trouble:
         hint="\n".join(printable_lines(error.hint)),
         cpu_state="\n".join(printable_lines(error.cpu_state)),
         console="\n".join(printable_lines(error.console)),
+        judged=verdict is Verdict.FAIL,
     )
 
 
@@ -239,6 +247,18 @@ def _owner_row(row: Mapping[str, Any]) -> OwnerRow:
         interval=printable(str(row.get("interval", ""))),
         addresses=" ".join(shown[:ADDRESSES_SHOWN]),
         more=" ".join(shown[ADDRESSES_SHOWN:]),
+    )
+
+
+def _hand_over(listing: Listing) -> HandOver:
+    last = listing.lines[-LAST_INSTRUCTIONS:]
+    earlier = listing.lines[-EARLIER_INSTRUCTIONS - LAST_INSTRUCTIONS : -LAST_INSTRUCTIONS]
+    return HandOver(
+        ending=printable(listing.ending),
+        changes=[ChangeRow(*(printable(cell) for cell in astuple(row))) for row in listing.rows[-CHANGES:]],
+        last="\n".join(map(printable, last)),
+        earlier="\n".join(map(printable, earlier)),
+        cut=len(listing.lines) - len(last) - len(earlier),
     )
 
 
