@@ -294,3 +294,10 @@ def _check_references(catalogue: Catalogue, known: Registries, sabotages: Sequen
                     f"{catalogue.files[part, owner]}: {key}: unknown name {name!r}{nearest(name, valid)}",
                     hint=one_of(valid),
                 )
+    for scenario in catalogue.scenarios.values():
+        for name in scenario.checks:
+            if scenario.dump not in known.checks[name]:
+                raise CatalogueError(
+                    f"{catalogue.files[SCENARIOS, scenario.name]}: dump: {name} can't be judged with {scenario.dump!s}",
+                    hint=one_of(known.checks[name]),
+                )

@@ -10,7 +10,19 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from rig.evidence import DIED, Damage, DumpInfo, Evidence, EvidenceWriter, Facts, Kimage, to_json
+from rig.evidence import (
+    DIED,
+    FILTERED_HEADERS,
+    Damage,
+    DumpInfo,
+    Evidence,
+    EvidenceWriter,
+    Facts,
+    Kimage,
+    to_json,
+)
+from rig.memory.dump import DumpHashes, Words, cut, hashes_at
+from rig.memory.vmcore import parse_headers
 from rig.model import (
     PAGE_SIZE,
     Arch,
@@ -101,6 +113,10 @@ class Machine:
     later: dict[Checkpoint, dict[int, bytes]] = field(default_factory=lambda: {c: {} for c in SEEN[1:]})
     dumped_pgd: bytes = field(default_factory=pgd_page)
     headers: bytes = field(default_factory=lambda: vmcore_i386([(PANIC_RIP + 0x80, STACK - 0x60), (0xC0030000, 0)]))
+    filtered_headers: bytes = b""  # of makedumpfile's
+    dumped: dict[int, bytes] = field(default_factory=dict)  # physical address -> what the whole dump has there instead
+    arrived: int | None = None  # bytes of the whole dump; None: all
+    keep: int = 100  # pieces of the dump that are kept
     symbols: tuple[Symbol, ...] = ()
     trace: str = ""  # of the hand-over, as QEMU logs it
     cpus: Mapping[str, tuple[CpuState, ...]] = field(
@@ -157,6 +173,8 @@ class Machine:
         hashes = np.full(RAM // PAGE_SIZE, xxhash.xxh3_64_intdigest(bytes(PAGE_SIZE)), dtype="<u8")
         for pfn, page in self.base.items():
             hashes[pfn] = xxhash.xxh3_64_intdigest(page)
+        if self.facts.dump is not None and self.facts.dump.transfer is not None:
+            self._write_dump(writer, hashes)
         writer.write_hashes(hashes)
         writer.write_pages(Checkpoint.PANIC, self.base)
         for checkpoint, pages in self.later.items():
@@ -175,3 +193,22 @@ class Machine:
         writer.write("console.log", b"forged\n")
         writer.write("run.json", to_json(self.facts))
         return Evidence(writer.finish())
+
+    def _write_dump(self, writer: EvidenceWriter, hashes: Words) -> None:
+        """The whole dump: memory at `panic` as the dump's headers place it, with what it has instead."""
+        loads = parse_headers(self.filtered_headers or self.headers).loads
+        pieces = cut(loads)
+        found = DumpHashes(pieces, hashes_at(pieces.address, hashes, self.facts.ram), self.keep)
+        file = bytearray(max(load.offset + load.size for load in loads))
+        memory = {pfn * PAGE_SIZE: page for pfn, page in self.base.items()}
+        for load in loads:
+            for address, blob in (memory | self.dumped).items():
+                if load.physical <= address < load.physical + load.size:
+                    at = load.offset + address - load.physical
+                    file[at : at + len(blob)] = blob
+        found.feed(bytes(file[: self.arrived]))
+        for page in found.kept_pages:
+            self.base.setdefault(page // PAGE_SIZE, bytes(PAGE_SIZE))
+        writer.write_dump(found.hashes, found.kept)
+        if self.filtered_headers:
+            writer.write(FILTERED_HEADERS, self.filtered_headers)

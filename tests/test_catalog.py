@@ -115,6 +115,7 @@ def test_the_rigs_own_catalogue() -> None:
         ("scenarios/crash", '["box"]', '["bax"]', "guests: unknown name 'bax'; did you mean 'box'?", ""),
         ("scenarios/crash", "trigger", "expect = 'fail'\ntrigger", "expect_failed: must name the checks", ""),
         ("scenarios/crash", "trigger", "expect_failed = ['pgd-survives']\ntrigger", "and only then", ""),
+        ("scenarios/crash", '"pgd-survives"', '"vmcore-faithful"', "dump: vmcore-faithful can't be judged", ""),
         ("scenarios/crash", "trigger", "expect = 'skip'\ntrigger", "expect: 'skip' can't be expected", ""),
         (
             "scenarios/crash",

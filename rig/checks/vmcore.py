@@ -81,7 +81,11 @@ class _Differences:
     unseen: tuple[int, ...]
 
 
-@check("vmcore-faithful", "the dump that a user gets equals memory at panic, but for bytes that have an owner")
+@check(
+    "vmcore-faithful",
+    "the dump that a user gets equals memory at panic, but for bytes that have an owner",
+    (Dump.RAW, Dump.MAKEDUMPFILE),
+)
 def vmcore_faithful(evidence: Evidence) -> CheckResult:
     """Every byte of the whole dump against memory at `panic`. A byte that differs must have an owner: the dying kernel
     wrote it on its way. The first 640 KiB are no exception: the crash kernel was given them, but the dump reads them

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 
 from rig.errors import MachineError, PackageError, UnsuitableKernel
-from rig.guest.packages import PackageCache
-from rig.model import Arch, Guest, Kernel, PagingMode
+from rig.guest.packages import MAKEDUMPFILE, PackageCache
+from rig.model import Arch, Dump, Guest, Kernel, PagingMode
 from tests.guest.forge import Repository, elf, needs_apt
 from tests.kernel.forge import bzimage
 
 pytestmark = needs_apt
 
+DROPBEAR = "usr/sbin/dropbear"
 LOADER = "/lib64/ld-linux-x86-64.so.2"
 NETWORK_CARD = "lib/modules/{}/kernel/drivers/net/ethernet/realtek/8139cp.ko"
 KERNEL = Kernel("debian-6.1", "", package=r"linux-image-6\.1\.0-[0-9]+-{flavour}")
@@ -210,6 +211,16 @@ def test_userland_takes_libraries_and_leaves_the_rest(cache: PackageCache, repos
     assert not list(cache.cache.root.glob("trees/debconf*"))
     shutil.rmtree(repository.root)
     assert again(cache, repository).userland(Arch.AMD64) == userland
+
+
+def test_makedumpfile_comes_only_when_the_dump_is_filtered(cache: PackageCache, repository: Repository) -> None:
+    for package, path in (("busybox-static", "bin/busybox"), ("kexec-tools", "sbin/kexec"), ("dropbear-bin", DROPBEAR)):
+        repository.add(package, "1", {path: elf()})
+    assert MAKEDUMPFILE not in cache.userland(Arch.AMD64, Dump.RAW).files
+    repository.add("makedumpfile", "1", {"usr/bin/makedumpfile": elf()})
+    renewed = again(cache, repository, refresh=True)
+    assert MAKEDUMPFILE in renewed.userland(Arch.AMD64, Dump.MAKEDUMPFILE).files
+    assert MAKEDUMPFILE not in renewed.userland(Arch.AMD64).files
 
 
 def test_headers_are_one_tree_that_leads_to_itself(cache: PackageCache, repository: Repository) -> None:

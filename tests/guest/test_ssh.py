@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import dataclasses
 import io
 import socket
@@ -133,6 +134,18 @@ def test_failed_command_says_its_own_words(start: Start) -> None:
     words = "exited with 7: its own words"
     with connect(start(), KEYS, soon(), Watch()) as ssh, pytest.raises(GuestCommandFailed, match=words):
         ssh.run("fail", soon())
+
+
+def test_a_stream_comes_in_parts_and_its_failure_at_the_end(start: Start) -> None:
+    with connect(start(), KEYS, soon(), Watch()) as ssh:
+        parts = ssh.stream("fail", soon())
+        assert next(parts) == b"fail"
+        with pytest.raises(GuestCommandFailed, match="exited with 7"):
+            next(parts)
+        with contextlib.closing(ssh.stream("dd and no more of it", soon())) as abandoned:
+            assert next(abandoned).startswith(bytes(range(256)))
+        assert ssh.run("uname -r", soon()) == b"uname -r"
+        assert ssh.protection.split()[-1] == "none"  # not compressed
 
 
 def test_read_cuts_what_was_asked_for_out_of_whole_pages(start: Start) -> None:

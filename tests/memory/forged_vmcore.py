@@ -26,15 +26,20 @@ def prstatus_i386(eip: int, esp: int, pid: int = 1) -> bytes:
     return bytes(head) + struct.pack("<17I", *registers) + bytes(4)
 
 
-def vmcore_i386(cpus: Sequence[tuple[int, int]]) -> bytes:
-    """cpus: (eip, esp) of each NT_PRSTATUS. One PT_LOAD: 8 MiB of memory from physical 0."""
+def vmcore_i386(
+    cpus: Sequence[tuple[int, int]], loads: Sequence[tuple[int, int, int]] = ((0, 0x10000, 0x800000),)
+) -> bytes:
+    """cpus: (eip, esp) of each NT_PRSTATUS. loads: (physical, file offset, size); by default 8 MiB from physical 0."""
     notes = b"".join(note(b"CORE", 1, prstatus_i386(eip, esp, pid)) for pid, (eip, esp) in enumerate(cpus, 1))
     notes += note(b"VMCOREINFO", 0, b"OSRELEASE=6.1.0-forged\nPAGESIZE=4096\n")
-    start = _EHDR.size + 2 * _PHDR.size
+    start = _EHDR.size + (1 + len(loads)) * _PHDR.size
     ident = b"\x7fELF" + bytes([2, 1, 1]) + bytes(9)
     return (
-        _EHDR.pack(ident, ET_CORE, EM_386, 1, 0, _EHDR.size, 0, 0, _EHDR.size, _PHDR.size, 2, 0, 0, 0)
+        _EHDR.pack(ident, ET_CORE, EM_386, 1, 0, _EHDR.size, 0, 0, _EHDR.size, _PHDR.size, 1 + len(loads), 0, 0, 0)
         + _PHDR.pack(PT_NOTE, 0, start, 0, 0, len(notes), len(notes), 0)
-        + _PHDR.pack(PT_LOAD, 7, 0x10000, 0xC0000000, 0, 0x800000, 0x800000, 0)
+        + b"".join(
+            _PHDR.pack(PT_LOAD, 7, offset, 0xC0000000 + physical, physical, size, size, 0)
+            for physical, offset, size in loads
+        )
         + notes
     )
