@@ -24,6 +24,7 @@ from rig.errors import (
     GuestError,
     GuestHung,
     MachineError,
+    ProtocolError,
     RequestError,
 )
 from rig.evidence import DIED, LISTING, DumpInfo, Evidence, EvidenceWriter, Facts, Kimage, Pattern, to_json
@@ -343,13 +344,19 @@ class _Run:
     def _post_mortem(self, vm: Vm, recorder: Recorder) -> None:
         """The guest died in the hand-over, and QEMU has paused it as it was: take what shows why."""
         assert self.facts.crashing_cpu is not None
-        cpus = vm.info_registers()
+        try:
+            cpus = vm.info_registers()
+        except ProtocolError as problem:
+            self.listener(f"note: why the guest died in the hand-over can't be seen: {problem.message}")
+            return
         self.writer.write_registers(DIED, cpus)
         recorder.capture_death()
         self.learn(post_mortem=True)
         final = next(cpu for cpu in cpus if cpu.cpu == self.facts.crashing_cpu)
-        with contextlib.suppress(EvidenceError):  # its death comes first
+        try:
             self._survey(recorder, DIED, final)
+        except EvidenceError as problem:
+            self.listener(f"note: why the guest died in the hand-over can't be seen in full: {problem.message}")
 
     def _capture(self, vm: Vm, recorder: Recorder, checkpoint: Checkpoint) -> None:
         """Registers and memory of the held machine."""

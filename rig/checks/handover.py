@@ -76,7 +76,8 @@ def switch_is_safe(evidence: Evidence) -> CheckResult:
     if bad:
         first = bad[0]
         failure = f"after {first['register']} at {first['symbol']}, {first['next']:#x} is {first['problem']}"
-    good = f"after each of {len(judged)} table switches the next instruction is the same in the old tables and the new"
+    switches = "the one table switch" if len(judged) == 1 else f"each of {len(judged)} table switches"
+    good = f"after {switches} the next instruction is the same in the old tables and the new"
     return _result("switch-is-safe", hand_over, failure, good, {"switches": judged})
 
 

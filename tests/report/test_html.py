@@ -8,6 +8,7 @@ import pytest
 from rig.model import CheckResult, RunResult, Verdict
 from rig.report.html import render_run
 from rig.report.html.view import CONSOLE_LINES, build_page, command_line, size_text
+from rig.report.listing import ChangeRow, Listing
 from tests.report import forge
 
 ALL = [forge.PASSED, forge.FAILED, forge.SABOTAGED, forge.UNNOTICED, forge.BROKEN_OFF]
@@ -65,6 +66,20 @@ def test_well_formed_and_self_contained(run: RunResult, evidence: forge.ForgedEv
     assert not any("//" in link or ":" in link for link in page.links)
     assert "@import" not in html
     assert "url(" not in html
+
+
+def test_a_long_hand_over_shows_its_end_and_stays_small() -> None:
+    lines = tuple(f"line {n} <b>{'x' * 120}" for n in range(5000))
+    rows = tuple(ChangeRow(str(n), "machine_kexec+0x1", "movl %eax, %cr3", "CR3 <u>") for n in range(5000))
+    listing = Listing(lines, rows, "entered <i>", 5000)
+    html = render_run(forge.PASSED, EMPTY, listing)
+    page = outline(html)
+    assert page.torn == page.open == []
+    assert not {"b", "u", "i"} & set(page.tags)
+    assert "line 4999 " in page.text
+    assert "The first 4000 lines are left out here" in page.text
+    assert "line 3999 " not in page.text
+    assert len(html) - len(render_run(forge.PASSED, EMPTY)) < 200 * 1024
 
 
 def test_hostile_bytes_are_text() -> None:
