@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 
 Listener = Callable[[str], None]
 
+START_OF_TEXT = ("_text", "_stext", "startup_64", "startup_32")  # arch/x86/kernel/vmlinux.lds.S, head_{64,32}.S
 TOKEN_BYTES = 32  # of the pattern: 64 hexadecimal digits
 # Signs on the console that the first kernel will never come to a shell, long before the deadline says so.
 BOOT_FAILURES = ("Kernel panic - not syncing", "No working init found")
@@ -124,7 +125,7 @@ class _Run:
         self.kallsyms: dict[int, str] = {}  # of the first kernel, address -> name
         self.recording = ""  # of the hand-over, as rig.trace reads it
         self.code_pages: tuple[int, ...] = ()  # physical: what instructions at CR3 switches lie in
-        self.other_cr3s: list[int] = []  # at `panic`, of the CPUs that didn't panic
+        self.at_panic: tuple[CpuState, ...] = ()  # all CPUs
         self.no_network = "the crash kernel never said"  # why there is no SSH; empty when there is
         self.dumped_pages: tuple[int, ...] = ()  # physical: to keep from `panic`, for what the dump says of them
         self.facts = Facts(rig=rig.__version__, plan=plan)
@@ -211,7 +212,8 @@ class _Run:
 
     def _save_symbols(self, recorder: Recorder) -> None:
         """Those that executed instructions and pages of the kernel image that changed lie in."""
-        text = next((address for address, name in self.kallsyms.items() if name == "_text"), None)
+        # of several names for one address the first is known: it is not always _text
+        text = min((address for address, name in self.kallsyms.items() if name in START_OF_TEXT), default=None)
         code = next((r for r in self.facts.iomem if r.name == "Kernel code"), None)
         addresses = set(trace.addresses(self.recording))
         if text is not None and code is not None:
@@ -275,7 +277,7 @@ class _Run:
                 if cpu.paging is None:
                     raise GuestError(f"paging is off at {name}")
                 self.learn(crashing_cpu=cpu.cpu, panic_symbol=name, mode=cpu.paging, cr3=cpu.cr3)
-                self.other_cr3s = [c.cr3 for c in vm.info_registers() if c.cpu != cpu.cpu]
+                self.at_panic = vm.info_registers()
                 self._capture(vm, recorder, Checkpoint.PANIC)
             try:
                 with contextlib.ExitStack() as recording:
@@ -452,10 +454,12 @@ class _Run:
         assert self.facts.crashing_cpu is not None
         recorded = trace.parse(self.recording, self.facts.crashing_cpu, self.facts.symbols[symbols.MACHINE_KEXEC])
         ended = (recorder.at(end), final)
-        found = survey(recorder, self.facts, recorded, ended, self.other_cr3s, self.token.encode())
+        found = survey(recorder, self.facts, recorded, ended, self.at_panic, self.token.encode())
         self.code_pages = found.code_pages
         self.learn(
             tables=found.tables,
+            user_pgd=found.user_pgd,
+            user_tables=found.user_tables,
             other_tables=found.other_tables,
             handover_tables=found.handover_tables,
             slab_pages=found.slab_pages,
@@ -464,7 +468,8 @@ class _Run:
 
     def _pages_to_keep(self) -> list[int]:
         """Physical addresses of pages to keep from `panic` whether or not they change."""
-        pages = [*self.facts.tables, *self.facts.handover_tables, *self.code_pages, *self.dumped_pages]
+        pages = [*self.facts.tables, *self.facts.user_tables, *self.facts.handover_tables]
+        pages += [*self.code_pages, *self.dumped_pages]
         if self.facts.mode is not None and self.facts.cr3 is not None:
             pages.append(levels.root(self.facts.mode, self.facts.cr3))
         if self.facts.pattern is not None:

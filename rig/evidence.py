@@ -183,6 +183,8 @@ class Facts:
     cr3: int | None = None
     kimage: Kimage | None = None
     tables: tuple[int, ...] = ()  # physical addresses of the crashed task's page-table pages, the root's first
+    user_pgd: int | None = None  # physical: the user twin of the pgd, with page-table isolation (PTI)
+    user_tables: tuple[int, ...] = ()  # its page-table pages that are not among `tables`, the root's first
     other_tables: tuple[int, ...] = ()  # of what the other CPUs had in CR3 at `panic`
     handover_tables: tuple[int, ...] = ()  # physical: pages of all tables that CR3 pointed to during the hand-over
     slab_pages: tuple[int, ...] = ()  # physical: pages of slab objects among those that changed up to `machine-kexec`

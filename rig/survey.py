@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from rig.errors import EvidenceError
 from rig.evidence import Facts
-from rig.memory import paging
+from rig.memory import paging, pti
 from rig.memory.levels import Flags
 from rig.memory.pagetypes import PageTypes, parse_vmcoreinfo
 from rig.memory.physical import Memory, OutsideMemory
@@ -28,6 +28,8 @@ class Survey:
     """
 
     tables: tuple[int, ...]
+    user_pgd: int | None
+    user_tables: tuple[int, ...]
     other_tables: tuple[int, ...]
     handover_tables: tuple[int, ...]
     code_pages: tuple[int, ...]
@@ -40,22 +42,28 @@ def survey(
     facts: Facts,
     trace: Trace,
     ended: tuple[Memory, CpuState | None],
-    other_cr3s: Sequence[int],
+    cpus: Sequence[CpuState],
     token: bytes,
 ) -> Survey:
     """Walk the crashed task's tables, find the pattern in its memory; hash memory, which takes a while as well.
 
     ended: memory where the hand-over ended, and the crashing CPU's state when that was not the new image's entry.
-    other_cr3s: of the CPUs that did not panic. Raises EvidenceError when the pattern is not there.
+    cpus: at `panic`. Raises EvidenceError when the pattern is not there.
     """
     assert facts.mode is not None
     assert facts.cr3 is not None
     recorder.hash_pages()
     space = walk(recorder.at_panic, facts.mode, facts.cr3)
-    others = [walk(recorder.at_panic, facts.mode, cr3) for cr3 in other_cr3s]
-    handover_tables, code_pages = _survey_hand_over(*ended, trace)
+    others = [walk(recorder.at_panic, facts.mode, cpu.cr3) for cpu in cpus if cpu.cpu != facts.crashing_cpu]
+    idt = next(cpu.idt_base for cpu in cpus if cpu.cpu == facts.crashing_cpu)
+    tables = _table_pages([space])
+    user_pgd = pti.user_pgd(recorder.at_panic, facts.mode, facts.cr3, idt)
+    twin = [] if user_pgd is None else [walk(recorder.at_panic, facts.mode, user_pgd)]
+    handover_tables, code_pages = _survey_hand_over(*ended, trace, user_pgd)
     return Survey(
-        tables=_table_pages([space]),
+        tables=tables,
+        user_pgd=user_pgd,
+        user_tables=tuple(t for t in _table_pages(twin) if t not in set(tables)),
         other_tables=_table_pages(others),
         handover_tables=handover_tables,
         code_pages=code_pages,
@@ -64,8 +72,10 @@ def survey(
     )
 
 
-def _survey_hand_over(memory: Memory, final: CpuState | None, trace: Trace) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """(handover_tables, code_pages) as in Survey.
+def _survey_hand_over(
+    memory: Memory, final: CpuState | None, trace: Trace, user_pgd: int | None
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(handover_tables, code_pages) as in Survey; tables also of what was changed on the way, the user twin's too.
 
     memory, final: as in `ended`; no switch of tables leads directly to the new image's entry. The new image hasn't run
     yet, so all tables of the way there still are as they were used.
@@ -73,6 +83,9 @@ def _survey_hand_over(memory: Memory, final: CpuState | None, trace: Trace) -> t
     pairs = [(step.state, after(trace, step.number, final)) for step in trace.steps]
     states = [state for pair in pairs for state in pair if state is not None]
     roots = dict.fromkeys((state.paging, state.cr3) for state in states)
+    if user_pgd is not None:
+        # entries that were changed on the way may lead to tables that weren't its own
+        roots[trace.steps[0].state.paging, user_pgd] = None
     tables = _table_pages([walk(memory, mode, cr3) for mode, cr3 in roots if mode is not None])
     pages: dict[int, None] = {}
     for old, new in pairs:

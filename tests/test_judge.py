@@ -157,7 +157,7 @@ def test_no_vmcore_or_another_kernel_fails(machine: Machine, tmp_path: Path, new
 def test_owners_are_named_and_bytes_counted(machine: Machine, tmp_path: Path) -> None:
     machine.change(Checkpoint.MACHINE_KEXEC, NOTES[1][0] + 16, b"abc")
     machine.change(Checkpoint.HANDOVER, 0x100010, b"x")  # kernel .data
-    machine.change(Checkpoint.HANDOVER, CRASH.start, b"inside the crash region: not counted")
+    machine.change(Checkpoint.CRASH_KERNEL, CRASH.start, b"inside the crash region: not counted")
     machine.change(Checkpoint.CRASH_KERNEL, 0x9C000, b"trampoline")
     found = verdict(machine, tmp_path, "memory-accounted")
     assert found.verdict is Verdict.PASS

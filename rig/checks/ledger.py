@@ -1,18 +1,20 @@
-"""Every byte that changed outside the crash region, and who owns it."""
+"""Every byte that changed, and who owns it: everywhere until the hand-over, then outside the crash region."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import pairwise
 from typing import Any
 
 from rig.checks import check
+from rig.checks.writers import TO_HANDOVER, TO_MACHINE_KEXEC, Interval, functions
 from rig.errors import EvidenceError
 from rig.evidence import Evidence
-from rig.memory import paging
+from rig.memory import levels, paging
 from rig.memory.diff import changed_ranges
-from rig.memory.ledger import UNACCOUNTED, Change, Claim, account
+from rig.memory.ledger import UNACCOUNTED, Change, Claim, account, split
 from rig.memory.paging import NotMapped
 from rig.memory.physical import VGA_TEXT, OutsideMemory
 from rig.model import PAGE_SIZE, Arch, Checkpoint, CheckResult, CpuState, Verdict
@@ -22,6 +24,7 @@ ORDER = (Checkpoint.PANIC, Checkpoint.MACHINE_KEXEC, Checkpoint.HANDOVER, Checkp
 # them to the crash region first (kexec-tools, "backup region"), which is where /proc/vmcore reads them from.
 LOW_MEMORY = (0, 0xA0000)
 THREAD_SIZE = {Arch.AMD64: 16384, Arch.I386: 8192}  # arch/x86/include/asm/page_{64,32}_types.h, without KASAN
+VMCOREINFO = b"OSRELEASE="  # how its text begins (kernel/crash_core.c, VMCOREINFO_OSRELEASE())
 IMAGE = {"Kernel code": ".text", "Kernel rodata": ".rodata", "Kernel data": ".data", "Kernel bss": ".bss"}
 
 
@@ -35,33 +38,46 @@ def memory_accounted(evidence: Evidence) -> CheckResult:
     common = claims(evidence)
     intervals: list[dict[str, Any]] = []
     ledger: list[dict[str, Any]] = []
+    inside = 0
     for a, b in pairwise(seen):
         changes = list(_changes(evidence, a, b))
-        pages = {c.address // PAGE_SIZE for c in changes}
-        intervals.append({"from": str(a), "to": str(b), "bytes": sum(c.length for c in changes), "pages": len(pages)})
-        more = []
+        outside = [c for c in changes if facts.crash_region is None or c.address not in facts.crash_region]
+        pages = {c.address // PAGE_SIZE for c in outside}
+        intervals.append({"from": str(a), "to": str(b), "bytes": sum(c.length for c in outside), "pages": len(pages)})
+        inside += sum(c.length for c in changes) - intervals[-1]["bytes"]
+        extra = _ad_claims(evidence, a, b)
         if b is Checkpoint.CRASH_KERNEL:
-            more.append(Claim(*LOW_MEMORY, "first 640 KiB, given to the crash kernel (saved by purgatory)"))
+            extra.append(Claim(*LOW_MEMORY, "first 640 KiB, given to the crash kernel (saved by purgatory)"))
         if a is Checkpoint.PANIC:
-            more += slab_claims(evidence)
-        ledger += [asdict(entry) for entry in account(changes, common + more)]
+            extra += slab_claims(evidence)
+        ledger += _entries(evidence, (a, b), changes, [*extra, *common])
     total = sum(i["bytes"] for i in intervals)
     unaccounted = sum(e["bytes"] for e in ledger if e["owner"] == UNACCOUNTED)
-    figures = {"bytes_changed": total, "owners": ledger, "unaccounted": unaccounted, "intervals": intervals}
+    figures = {
+        "bytes_changed": total,
+        "crash_region_bytes": inside,
+        "owners": ledger,
+        "unaccounted": unaccounted,
+        "intervals": intervals,
+    }
     if unaccounted:
         where = ", ".join(a for e in ledger if e["owner"] == UNACCOUNTED for a in e["addresses"])
-        summary = f"{unaccounted} of {total} changed bytes have no owner: at {where}"
+        summary = f"{unaccounted} of {total + inside} changed bytes have no owner: at {where}"
         return CheckResult("memory-accounted", Verdict.FAIL, summary, figures)
     if Checkpoint.CRASH_KERNEL not in seen:
         summary = f"{total} bytes changed, all with an owner, but memory was last seen at {seen[-1]}"
         return CheckResult("memory-accounted", Verdict.ERROR, summary, figures)
     owners = len({e["owner"] for e in ledger})
-    summary = f"{total} bytes changed outside the crash region, all of them with an owner ({owners} owners)"
+    summary = (
+        f"{total} bytes changed outside the crash region, {inside} in it up to the hand-over: all of them with an owner"
+        f" ({owners} owners)"
+    )
     return CheckResult("memory-accounted", Verdict.PASS, summary, figures)
 
 
 def _changes(evidence: Evidence, a: Checkpoint, b: Checkpoint) -> Iterator[Change]:
-    region = evidence.facts.crash_region
+    """Up to the hand-over in the crash region, too: whatever changes in it then is not the new kernel's doing."""
+    region = evidence.facts.crash_region if b is Checkpoint.CRASH_KERNEL else None
     pfns: set[int] = set()
     for checkpoint in (a, b):
         if checkpoint is not Checkpoint.PANIC:
@@ -76,8 +92,13 @@ def _changes(evidence: Evidence, a: Checkpoint, b: Checkpoint) -> Iterator[Chang
 
 
 def claims(evidence: Evidence) -> list[Claim]:
-    """Who owns what of the first kernel's memory, whenever it changes; the most particular first."""
-    return _claims(evidence) + _symbol_claims(evidence) + _image_claims(evidence)
+    """Who owns what in physical memory, whenever it changed, the most particular first.
+
+    `rig.memory.ledger.split` and `account` name the owner of given bytes by them. Not in it is what counts
+    in one interval only: the first 640 KiB (from the hand-over on), slab objects (up to machine_kexec), accessed and
+    dirty bits.
+    """
+    return [*_particular_claims(evidence), *_symbol_claims(evidence), *_image_claims(evidence)]
 
 
 def slab_claims(evidence: Evidence) -> list[Claim]:
@@ -85,13 +106,32 @@ def slab_claims(evidence: Evidence) -> list[Claim]:
     return [Claim(p, p + PAGE_SIZE, "slab object") for p in evidence.facts.slab_pages]
 
 
-def _claims(evidence: Evidence) -> list[Claim]:
+def _entries(
+    evidence: Evidence, interval: Interval, changes: list[Change], claimed: list[Claim]
+) -> list[dict[str, Any]]:
+    """The ledger of an interval. writers: functions that wrote an owner's bytes last, and how many.
+
+    They are looked up for the hand-over, whose few instructions are quickly read, and for all that has no owner.
+    """
+    found = []
+    for entry in account(changes, claimed):
+        told = asdict(entry)
+        if interval == TO_HANDOVER or (interval == TO_MACHINE_KEXEC and entry.owner == UNACCOUNTED):
+            spots = [(s, s + n) for c in changes for owner, s, n in split(c, claimed) if owner == entry.owner]
+            with contextlib.suppress(EvidenceError):  # no recording: then nobody is named
+                told["writers"] = functions(evidence, interval, spots)
+        found.append(told)
+    return found
+
+
+def _particular_claims(evidence: Evidence) -> list[Claim]:
     facts = evidence.facts
     claims = [Claim(*VGA_TEXT, "VGA text")]
     claims += [Claim(a, a + n, f"crash notes of CPU {cpu}") for cpu, (a, n) in enumerate(facts.crash_notes)]
     if facts.vmcoreinfo:
         address, size = facts.vmcoreinfo
         claims.append(Claim(address, address + size, "vmcoreinfo"))
+    claims += _crash_image_claims(evidence)
     if facts.control_memory:
         address, size = facts.control_memory
         claims.append(Claim(address, address + size, "the sabotage's own memory"))
@@ -103,10 +143,68 @@ def _claims(evidence: Evidence) -> list[Claim]:
         Claim(t, t + PAGE_SIZE, "pgd of the crashed task" if i == 0 else "page tables of the crashed task")
         for i, t in enumerate(facts.tables)
     ]
+    claims += [Claim(t, t + PAGE_SIZE, "user page tables of the crashed task (PTI)") for t in facts.user_tables]
     claims += [Claim(t, t + PAGE_SIZE, "page tables in use on another CPU") for t in facts.other_tables]
     if facts.kimage is not None:
         claims += [Claim(p, p + PAGE_SIZE, "page of struct kimage (its own page tables)") for p in facts.kimage.pages]
     return claims
+
+
+def _crash_image_claims(evidence: Evidence) -> Iterator[Claim]:
+    """What the dying kernel itself writes into the crash region: the control page, and its copy of vmcoreinfo.
+
+    The control page is known by what was executed in the crash region before the new image. The copy of vmcoreinfo is a
+    page that struct kimage points to (1229384f5b85) and that begins with the same words.
+
+    Raises EvidenceError when something changed in the crash region and there is no recording.
+    """
+    facts = evidence.facts
+    region = facts.crash_region
+    if region is None or Checkpoint.HANDOVER not in facts.captured:
+        return
+    if not any(pfn * PAGE_SIZE in region for pfn in evidence.pages(Checkpoint.HANDOVER)):
+        return
+    memory = evidence.memory(Checkpoint.HANDOVER)
+    executed: dict[int, None] = {}
+    for step in evidence.trace.steps:
+        with contextlib.suppress(NotMapped, OutsideMemory):
+            mode = step.state.paging
+            where = step.pc if mode is None else paging.translate(memory, mode, step.state.cr3, step.pc).physical
+            if where in region:
+                executed[where & ~(PAGE_SIZE - 1)] = None
+    yield from (Claim(p, p + PAGE_SIZE, "control page") for p in executed)
+    if facts.kimage is not None:
+        for page in facts.kimage.pages:
+            with contextlib.suppress(OutsideMemory):
+                if page in region and memory.read(page, len(VMCOREINFO)) == VMCOREINFO:
+                    yield Claim(page, page + PAGE_SIZE, "vmcoreinfo, the copy in the crash region")
+
+
+def _ad_claims(evidence: Evidence, a: Checkpoint, b: Checkpoint) -> list[Claim]:
+    """Entries of known page tables in which only accessed and dirty bits were set: by the CPU (SDM vol. 3, 4.8)."""
+    facts = evidence.facts
+    if facts.mode is None:
+        return []
+    size = levels.MODES[facts.mode].entry_size
+    depth = len(levels.MODES[facts.mode].levels) - 1  # as if all were PTEs: in others bit 6 means nothing
+    before, after = evidence.memory(a), evidence.memory(b)
+    kept = set(evidence.pages(b)) | (set() if a is Checkpoint.PANIC else set(evidence.pages(a)))
+    found = []
+    for table in {*facts.tables, *facts.user_tables, *facts.other_tables, *facts.handover_tables}:
+        if table // PAGE_SIZE not in kept:
+            continue
+        changes = paging.entry_changes(
+            facts.mode, before.read(table, PAGE_SIZE), after.read(table, PAGE_SIZE), level=depth
+        )
+        found += [
+            Claim(
+                table + e.index * size,
+                table + (e.index + 1) * size,
+                "accessed/dirty bits of page tables, set by the CPU",
+            )
+            for e in changes.ad_only
+        ]
+    return found
 
 
 def _image_claims(evidence: Evidence) -> list[Claim]:

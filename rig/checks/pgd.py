@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from rig.checks import check
+from rig.checks.writers import writer
 from rig.errors import EvidenceError
 from rig.evidence import Evidence
 from rig.memory import levels, paging
-from rig.memory.diff import bytes_changed
+from rig.memory.diff import bytes_changed, changed_ranges
 from rig.memory.physical import OutsideMemory
 from rig.model import PAGE_SIZE, Checkpoint, CheckResult, PagingMode, Verdict
 
 AFTER = (Checkpoint.MACHINE_KEXEC, Checkpoint.HANDOVER, Checkpoint.CRASH_KERNEL)
+DUMP = "vmcore"  # where the figures say that the page was seen in the dump
 
 
 def _page(evidence: Evidence, checkpoint: Checkpoint, address: int) -> bytes:
@@ -30,6 +32,8 @@ def pgd_survives(evidence: Evidence) -> CheckResult:
 
     Accessed and dirty bits that the CPU sets by itself are counted apart and don't fail it (SDM vol. 3, 4.8). With PAE
     the 32 bytes of the PDPT give the entries; the page around them counts as well.
+
+    When it changed, `writer` says which instruction wrote it last, or why none can be named.
 
     A page that was seen to change is a failure even if a later checkpoint was never reached; "unchanged" takes all
     of them.
@@ -52,7 +56,7 @@ def pgd_survives(evidence: Evidence) -> CheckResult:
             raise EvidenceError(
                 f"the page fetched from the dump is {facts.dump.physical:#x}, the pgd's is {address:#x}"
             )
-        afters.append(("vmcore", evidence.dumped_pgd))
+        afters.append((DUMP, evidence.dumped_pgd))
     worst_changed = worst_ad = 0
     compared: list[dict[str, Any]] = []
     entries: dict[tuple[int, int, int], str] = {}  # -> where it was first seen
@@ -91,14 +95,16 @@ def pgd_survives(evidence: Evidence) -> CheckResult:
         }
     name = "PDPT" if facts.mode is PagingMode.PAE else "pgd"
     if worst_changed:
-        first = next(c["checkpoint"] for c in compared if c["bytes_changed"])
+        first, changed_page = next(seen for seen, c in zip(afters, compared, strict=True) if c["bytes_changed"])
+        ranges = [(address + at, address + at + n) for at, n in changed_ranges(before, changed_page)]
+        figures["writer"], figures["writers"] = writer(evidence, None if first == DUMP else Checkpoint(first), ranges)
         indices = _ranges(sorted({index for index, _, _ in entries}))
         what = f"entries {indices}" if entries else "bytes around the PDPT"
         summary = (
             f"{name} at {root:#x} was overwritten: {worst_changed} of {PAGE_SIZE} bytes, {what}, first seen at {first}"
         )
         return CheckResult("pgd-survives", Verdict.FAIL, summary, figures)
-    missing = [str(c) for c in AFTER if c not in facts.captured] + (["vmcore"] if facts.dump is None else [])
+    missing = [str(c) for c in AFTER if c not in facts.captured] + ([DUMP] if facts.dump is None else [])
     if missing:
         summary = f"{name} at {root:#x}: unchanged so far, but it was never seen at {', '.join(missing)}"
         return CheckResult("pgd-survives", Verdict.ERROR, summary, figures)

@@ -1,0 +1,106 @@
+"""Who wrote it: from changed bytes to the instructions of the recording."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from typing import Any
+
+from rig.errors import EvidenceError
+from rig.evidence import Evidence
+from rig.memory.physical import Memory
+from rig.model import MACHINE_KEXEC, Checkpoint
+from rig.trace import Step
+from rig.writes import Writers, disassembly, writes
+
+Interval = tuple[Checkpoint, Checkpoint]
+SHOWN = 8  # instructions that figures tell
+
+TO_MACHINE_KEXEC: Interval = (Checkpoint.PANIC, Checkpoint.MACHINE_KEXEC)
+TO_HANDOVER: Interval = (Checkpoint.MACHINE_KEXEC, Checkpoint.HANDOVER)
+
+
+@functools.lru_cache(maxsize=2)
+def recorded(evidence: Evidence, interval: Interval) -> Writers | None:
+    """All writes of the crashing CPU between two checkpoints; None when that was not recorded (Evidence.recording).
+
+    Quick for TO_HANDOVER; for TO_MACHINE_KEXEC ten thousand instructions are read: half a second. Raises EvidenceError
+    when there is no recording.
+    """
+    facts = evidence.facts
+    if interval == TO_HANDOVER:
+        steps = evidence.trace.steps
+    elif interval == TO_MACHINE_KEXEC:
+        hand_over = facts.symbols.get(MACHINE_KEXEC)
+        steps = tuple(itertools.takewhile(lambda step: step.pc != hand_over, evidence.recording.steps))
+    else:
+        return None
+
+    @functools.cache
+    def tables(cr3: int) -> Memory:
+        """The crashed task's as they were at `panic`; the image's own are filled in later on some kernels."""
+        own = cr3 == facts.cr3 or Checkpoint.HANDOVER not in facts.captured
+        return evidence.memory(Checkpoint.PANIC if own else Checkpoint.HANDOVER)
+
+    return Writers(writes(steps, tables)) if steps else None
+
+
+def writer(
+    evidence: Evidence, first_seen: Checkpoint | None, ranges: Sequence[tuple[int, int]]
+) -> tuple[str, list[dict[str, Any]]]:
+    """Who wrote the physical bytes [start, end) that were first seen changed at a checkpoint (None: in the dump only).
+
+    The first instruction as "symbol+offset", or in words why none can be named; and the instructions that wrote them
+    last, in order, SHOWN at most. Never raises EvidenceError: what changed has changed, whoever it was.
+    """
+    if first_seen is None:
+        return "nobody: memory is unchanged, the dump shows something else", []
+    captured = [c for c in Checkpoint if c in evidence.facts.captured]
+    interval = next((a, b) for a, b in pairwise(captured) if b is first_seen)
+    between = f"between {interval[0]} and {interval[1]}"
+    if first_seen is Checkpoint.CRASH_KERNEL:
+        return f"the new image, {between}: its instructions are not recorded", []
+    try:
+        writers = recorded(evidence, interval)
+    except EvidenceError as problem:
+        return f"unknown, {between}: {problem.message}", []
+    if writers is None:
+        return f"unknown, {between}: not recorded", []
+    told = _instructions(evidence, writers, ranges)
+    if not told:
+        return f"no instruction of CPU {evidence.facts.crashing_cpu}, {between}: another CPU, device or debugger", []
+    return told[0]["symbol"], told[:SHOWN]
+
+
+def functions(evidence: Evidence, interval: Interval, ranges: Iterable[tuple[int, int]]) -> dict[str, int]:
+    """Bytes by the function that wrote them last, the most first; none when the interval was not recorded.
+
+    What no instruction of the crashing CPU wrote is left out. Raises EvidenceError when there is no recording.
+    """
+    count: Counter[str] = Counter()
+    if (writers := recorded(evidence, interval)) is not None:
+        for start, end in ranges:
+            for step, low, high in writers.last(start, end):
+                count[evidence.symbol_at(step.pc).rsplit("+", 1)[0]] += high - low
+    return dict(count.most_common())
+
+
+def _instructions(evidence: Evidence, writers: Writers, ranges: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
+    spots: dict[int, tuple[Step, list[tuple[int, int]]]] = {}
+    for start, end in ranges:
+        for step, low, high in writers.last(start, end):
+            spots.setdefault(step.number, (step, []))[1].append((low, high))
+    return [
+        {
+            "step": number,
+            "address": step.pc,
+            "symbol": evidence.symbol_at(step.pc),
+            "instruction": disassembly(step),
+            "physical": min(low for low, _ in where),
+            "bytes": sum(high - low for low, high in where),
+        }
+        for number, (step, where) in sorted(spots.items())
+    ]

@@ -1,0 +1,75 @@
+"""Owners that the recording names, on forged evidence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rig.checks import run_check
+from rig.checks.ledger import claims
+from rig.memory.ledger import Change, split
+from rig.model import Checkpoint, CheckResult, Symbol, Verdict
+from tests.checks.forged_trace import record
+from tests.forge import CRASH, NOTES, PGD, Machine
+
+CONTROL = CRASH.start  # executed there through the identity map: entry 2 of the pgd
+MACHINE_KEXEC = 0xC0011000
+
+
+def forged() -> Machine:
+    machine = Machine()
+    table = bytearray(machine.base[PGD // 4096])
+    table[8:12] = (CRASH.start | 0x83).to_bytes(4, "little")
+    machine.base[PGD // 4096] = bytes(table)
+    return machine
+
+
+def judged(machine: Machine, tmp_path: Path, steps: list[tuple[int, str, int]]) -> CheckResult:
+    machine.learn(symbols={"machine_kexec": MACHINE_KEXEC})
+    return run_check("memory-accounted", record(machine.write(tmp_path), steps))
+
+
+def owners(found: CheckResult) -> dict[str, dict[str, Any]]:
+    return {entry["owner"]: entry for entry in found.figures["owners"]}
+
+
+def test_the_control_page_is_what_was_executed_in_the_crash_region(tmp_path: Path) -> None:
+    machine = forged()
+    machine.symbols = (Symbol("machine_kexec", MACHINE_KEXEC, MACHINE_KEXEC + 0x100),)
+    machine.change(Checkpoint.HANDOVER, CONTROL + 16, b"code")
+    machine.change(Checkpoint.HANDOVER, 0x100010, b"xyz!")  # kernel .data
+    steps = [(MACHINE_KEXEC, "8903", 0xC0100010), (CONTROL, "90", 0)]
+    found = judged(machine, tmp_path, steps)
+    assert found.verdict is Verdict.PASS, found.summary
+    assert (found.figures["bytes_changed"], found.figures["crash_region_bytes"]) == (4, 4)
+    assert owners(found)["control page"]["bytes"] == 4
+    assert owners(found)["kernel .data"]["writers"] == {"machine_kexec": 4}
+
+
+def test_any_other_page_of_the_loaded_image_has_no_owner_and_its_writer_is_named(tmp_path: Path) -> None:
+    machine = forged()
+    machine.change(Checkpoint.MACHINE_KEXEC, CRASH.start + 0x5000, b"1234")
+    steps = [(0xC0010000, "8903", CRASH.start + 0x5000), (MACHINE_KEXEC, "90", 0), (CONTROL, "90", 0)]
+    found = judged(machine, tmp_path, steps)
+    assert (found.verdict, found.figures["unaccounted"]) == (Verdict.FAIL, 4)
+    assert owners(found)["unaccounted"]["writers"] == {"0xc0010000": 4}
+
+
+def test_a_changed_crash_region_without_a_recording_is_no_verdict(tmp_path: Path) -> None:
+    machine = forged()
+    machine.change(Checkpoint.HANDOVER, CRASH.start + 0x5000, b"1234")
+    assert run_check("memory-accounted", machine.write(tmp_path)).verdict is Verdict.ERROR
+
+
+def test_an_accessed_bit_is_the_cpus(tmp_path: Path) -> None:
+    machine = forged()
+    machine.change(Checkpoint.HANDOVER, PGD + 4 * 768, b"\xa3")
+    found = judged(machine, tmp_path, [(MACHINE_KEXEC, "90", 0)])
+    (owner,) = owners(found)
+    assert (found.verdict, owner) == (Verdict.PASS, "accessed/dirty bits of page tables, set by the CPU")
+
+
+def test_claims_tell_the_owner_of_given_bytes(tmp_path: Path) -> None:
+    told = claims(Machine().write(tmp_path))
+    spot = Change("", NOTES[0][0], 4)
+    assert list(split(spot, told)) == [("crash notes of CPU 0", NOTES[0][0], 4)]
