@@ -87,7 +87,11 @@ def parser() -> argparse.ArgumentParser:
     build.add_argument("--guest", action="append", default=[], metavar="NAME", help="repeatable; default: all guests")
     build.add_argument("--jobs", type=_count, default=0, metavar="N", help="of make; default: one for each CPU")
     about = "sabotage runs on purpose and see that it is noticed"
-    command("selftest", about, commands.selftest, _add_guest, _add_manner, _add_catalogue)
+    selftest = command("selftest", about, commands.selftest, _add_guest, _add_manner, _add_catalogue)
+    extent = selftest.add_mutually_exclusive_group()
+    text = "modules and the debugger only, no kernels to build, on one guest: x86_64, or --guest"
+    extent.add_argument("--quick", action="store_true", help=text)
+    extent.add_argument("--all", action="store_false", dest="quick", help="everything (default)")
     about = "measure the rig against bare boots"
     bench = command("bench", about, commands.bench, _add_guest, _add_accel, _add_catalogue)
     bench.add_argument("what", nargs="?", default="run", choices=("run",), help="default: run")

@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from string import ascii_letters
+from textwrap import wrap
+from typing import Any
 
-from rig.catalog import Catalogue
-from rig.model import RunResult, Verdict
+from rig.catalog import Catalogue, find
+from rig.errors import RequestError
+from rig.model import Guest, RunPlan, RunResult, Scenario, Verdict
+from rig.plan import plan
+
+QUICK_GUEST = "x86_64"
+# What a cell of the table says, by (should the check fail?, its verdict); whatever is not here was not judged.
+SIGNS = {
+    (True, Verdict.FAIL): "F",
+    (False, Verdict.PASS): ".",
+    (True, Verdict.PASS): "!",
+    (False, Verdict.FAIL): "X",
+}
+WRAPPED: dict[str, Any] = {"width": 80, "subsequent_indent": "    ", "break_long_words": False}
+UNJUDGED, NOT_ASKED = "-", " "
+LEGEND = (
+    "F failed, as it should   . passed   ! passed, should have failed   X failed, should have passed   - not judged"
+)
 
 
 @dataclass(frozen=True)
@@ -17,6 +36,7 @@ class Row:
     expected: tuple[str, ...]
     seen: tuple[str, ...]
     entries: tuple[int, ...]
+    checks: Mapping[str, Verdict]
     verdict: Verdict
     surprise: str
 
@@ -26,9 +46,48 @@ class Row:
         return not self.surprise
 
 
-def sabotages(catalogue: Catalogue) -> list[str]:
-    """The scenarios that do damage on purpose."""
-    return [name for name, scenario in catalogue.scenarios.items() if scenario.sabotage]
+# ---------------------------------------------------------------- what is run
+
+
+def sabotages(catalogue: Catalogue) -> list[Scenario]:
+    """The scenarios that do damage on purpose: by a module, through the debugger, or by a kernel that misbehaves."""
+    return [
+        scenario
+        for scenario in catalogue.scenarios.values()
+        if scenario.sabotage or (scenario.kernel and catalogue.kernels[scenario.kernel].patch)
+    ]
+
+
+def plans(catalogue: Catalogue, guests: Sequence[str] = (), quick: bool = False) -> list[RunPlan]:
+    """Every sabotage on the guests it lists. guests: only on those named, or what its own guests have in common with
+    them: architecture and paging.
+
+    quick: no kernels that have to be built, and one guest unless others are named.
+
+    :raise RequestError: an unknown guest, or nothing is left to run
+    """
+    named = [find(catalogue.guests, name, "guest") for name in guests or ((QUICK_GUEST,) if quick else ())]
+    chosen: list[RunPlan] = []
+    for scenario in sabotages(catalogue):
+        if quick and scenario.kernel and catalogue.kernels[scenario.kernel].source:
+            continue
+        own = [catalogue.guests[name] for name in scenario.guests]
+        where = list(dict.fromkeys(g.name for one in named for g in _like(one, own))) if named else scenario.guests
+        if where:
+            chosen += plan(catalogue, [scenario.name], where)
+    if not chosen:
+        raise RequestError(f"no sabotage runs on {', '.join(guests)}", hint="`rig list scenarios` has them all")
+    return chosen
+
+
+def _like(wanted: Guest, own: Sequence[Guest]) -> list[Guest]:
+    """The guest itself when it is among them, else the first that pages like it."""
+    same = [guest for guest in own if guest.name == wanted.name]
+    alike = [guest for guest in own if (guest.arch, guest.paging) == (wanted.arch, wanted.paging)]
+    return same or alike[:1]
+
+
+# ---------------------------------------------------------------- what came of it
 
 
 def rows(results: Iterable[RunResult]) -> list[Row]:
@@ -37,18 +96,8 @@ def rows(results: Iterable[RunResult]) -> list[Row]:
             id=result.id,
             expected=result.expect_failed,
             seen=tuple(c.name for c in result.checks if c.verdict is Verdict.FAIL),
-            entries=tuple(
-                sorted(
-                    {
-                        e["index"]
-                        for c in result.checks
-                        if c.name == "pgd-survives"
-                        for e in c.figures["entries_changed"]
-                    }
-                    if result.verdict is Verdict.FAIL
-                    else ()
-                )
-            ),
+            entries=_entries(result),
+            checks={c.name: c.verdict for c in result.checks},
             verdict=result.verdict,
             surprise=result.surprise,
         )
@@ -56,23 +105,37 @@ def rows(results: Iterable[RunResult]) -> list[Row]:
     ]
 
 
-def lines(table: Sequence[Row]) -> list[str]:
-    """The table for people, and what it comes to."""
+def _entries(result: RunResult) -> tuple[int, ...]:
+    changed = [c.figures.get("entries_changed", ()) for c in result.checks if c.name == "pgd-survives"]
+    return tuple(sorted({entry["index"] for entries in changed for entry in entries}))
+
+
+def unproved(table: Sequence[Row], registry: Iterable[str]) -> list[str]:
+    """The checks that no sabotage made fail where it should: nothing shows that they can."""
+    proved = {name for row in table if row.caught for name in row.expected}
+    return [name for name in registry if name not in proved]
+
+
+def lines(table: Sequence[Row], registry: Iterable[str]) -> list[str]:
+    """The table for people: a row a sabotage, a column a check; then what went wrong, and what it comes to."""
+    letters = dict(zip(registry, ascii_letters, strict=False))
     width = max(len(row.id) for row in table)
-    out = []
+    out = [f"{'':{width}}  {' '.join(letters.values())}"]
+    out += [f"{row.id:{width}}  {' '.join(_cell(row, name) for name in letters)}".rstrip() for row in table]
+    out += ["", *(f"{letter} {name}" for name, letter in letters.items()), "", *LEGEND.split("   ")]
     for row in table:
-        mark = "caught " if row.caught else "ERROR  " if row.verdict is Verdict.ERROR else "MISSED "
-        told = f"{', '.join(row.seen) or 'nothing'} failed"
-        noun = "entry" if len(row.entries) == 1 else "entries"
-        entries = f"; {len(row.entries)} {noun}: {_short(row.entries)}" if row.entries else ""
-        out.append(f"{mark} {row.id:{width}}  {told}{entries}")
         if row.surprise:
-            out.append(f"        expected {', '.join(row.expected)} to fail; {row.surprise}")
+            expected = f"{', '.join(row.expected)} should fail" if row.expected else "nothing should fail"
+            mark = "ERROR" if row.verdict is Verdict.ERROR else "MISSED"
+            out += ["", *wrap(f"{mark}  {row.id}: {expected}", **WRAPPED), *wrap(f"  {row.surprise}", **WRAPPED)]
+    if names := unproved(table, letters):
+        out += ["", *wrap(f"failed by none of these sabotages: {', '.join(names)}", **WRAPPED)]
     caught = sum(row.caught for row in table)
-    out.append(f"{caught} of {len(table)} sabotages were caught by exactly the checks that should catch them")
+    out += ["", f"{caught} of {len(table)} sabotages were caught by exactly the checks that should catch them"]
     return out
 
 
-def _short(entries: Sequence[int], most: int = 6) -> str:
-    shown = ", ".join(f"[{index}]" for index in entries[:most])
-    return shown + (f" ... and {len(entries) - most} more" if len(entries) > most else "")
+def _cell(row: Row, check: str) -> str:
+    if check not in row.checks:
+        return NOT_ASKED
+    return SIGNS.get((check in row.expected, row.checks[check]), UNJUDGED)

@@ -23,6 +23,7 @@ from rig import cli, commands
 from rig.checks import REGISTRY
 from rig.errors import Cancelled, MachineError, RequestError, UnsuitableKernel
 from rig.model import CheckResult, Dump, KernelIdentity, Options, RunPlan, RunResult, Verdict
+from rig.plan import plan
 
 ROOT = Path(__file__).resolve().parent.parent
 CHECKS = tuple(REGISTRY)
@@ -66,7 +67,6 @@ def conductor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Conductor:
     entry = types.SimpleNamespace(description="described", dumps=tuple(Dump))
     pretend(monkeypatch, "rig.checks", REGISTRY=dict.fromkeys(CHECKS, entry))
     pretend(monkeypatch, "rig.triggers", TRIGGERS={"sysrq-c": entry})
-    pretend(monkeypatch, "rig.injection", INJECTIONS=["flip-pgd-bit"])
     pretend(monkeypatch, "rig.report.text", verdict_text=lambda r, where: Text(f"{r.id}: {r.verdict}\nin {where}"))
     monkeypatch.delenv("RIG_CATALOGUE", raising=False)
     monkeypatch.chdir(tmp_path)
@@ -311,7 +311,6 @@ def test_ctrl_c_in_a_process_of_its_own(tmp_path: Path) -> None:
         from rig.model import Dump
         put("rig.checks", REGISTRY=dict.fromkeys({CHECKS!r}, types.SimpleNamespace(dumps=tuple(Dump))))
         put("rig.triggers", TRIGGERS={{"sysrq-c": None}})
-        put("rig.injection", INJECTIONS=["flip-pgd-bit"])
         put("rig.conductor", run=run)
         from rig.cli import main
         raise SystemExit(main(["run", "panic", "--guest", "pae"]))
@@ -472,18 +471,34 @@ def test_doctor(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.usefixtures("conductor")
-def test_selftest_runs_every_sabotage(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("line", "unproved", "code"),
+    [
+        ("selftest --quick", ["some-check"], 0),  # not everything was run
+        ("selftest", ["some-check"], 1),
+        ("selftest --all", [], 0),
+    ],
+)
+def test_selftest_fails_for_a_check_that_no_sabotage_fails(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    line: str,
+    unproved: list[str],
+    code: int,
+) -> None:
     pretend(
         monkeypatch,
         "rig.selftest",
-        sabotages=lambda catalogue: [name for name, s in catalogue.scenarios.items() if s.sabotage],
+        plans=lambda catalogue, _guests, _quick: plan(catalogue, ["overwritten-pgd"], ["pae"]),
         rows=lambda results: [one.id for one in results],
-        lines=lambda table: [f"caught {row}" for row in table],
+        unproved=lambda _table, _registry: unproved,
+        lines=lambda table, _registry: [f"caught {row}" for row in table],
     )
-    assert cli.main(words("selftest --guest pae --guest i386")) == 0
-    assert "caught overwritten-pgd@pae/debian-6.1\ncaught overwritten-pgd@i386/debian-6.1\n" in capsys.readouterr().out
-    assert cli.main(words("selftest --guest pae --json")) == 0
-    assert "overwritten-pgd@pae/debian-6.1" in json.loads(capsys.readouterr().out)["sabotages"]
+    assert cli.main(words(line)) == code
+    assert "caught overwritten-pgd@pae/debian-6.1\n" in capsys.readouterr().out
+    assert cli.main(words(f"{line} --json")) == code
+    document = json.loads(capsys.readouterr().out)
+    assert (document["sabotages"], document["unproved"]) == (["overwritten-pgd@pae/debian-6.1"], unproved)
 
 
 @pytest.mark.usefixtures("conductor")

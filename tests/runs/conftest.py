@@ -76,12 +76,6 @@ def panic_runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Done]:
     shutil.rmtree(results)
 
 
-@pytest.fixture(scope="session")
-def selftest_run(tmp_path_factory: pytest.TempPathFactory) -> Done:
-    """`rig selftest`: every sabotage on every guest."""
-    return rig("selftest", "--json", "--results", tmp_path_factory.mktemp("selftest"))
-
-
 @dataclass(frozen=True)
 class CapturedImage:
     """All of RAM at `panic`, unpacked, and how to walk it."""

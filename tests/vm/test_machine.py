@@ -94,6 +94,19 @@ def test_breakpoints_steps_and_memory_through_the_gdbstub(make_spec: MakeSpec) -
         assert vm.gdb.continue_until_stop(soon()).pc == loop
 
 
+def test_registers_are_written_through_the_gdbstub(make_spec: MakeSpec) -> None:
+    values = {"rbx": 0x11223344, "rflags": 0x202, "cr0": 0x10011, "cr2": 0x5000, "cr4": 0xA0}
+    with Vm(make_spec(say(b"ready\n") + LOOP)) as vm:
+        vm.console.expect(["ready"], soon())
+        vm.gdb.attach()
+        for name, value in values.items():
+            vm.gdb.write_register(name, value)
+        [cpu] = vm.info_registers()
+        assert {name: cpu.register(name) for name in values} == values
+        with pytest.raises(ProtocolError, match="no register cr9"):
+            vm.gdb.write_register("cr9", 0)
+
+
 def test_attach_to_a_vm_that_is_held_already(make_spec: MakeSpec) -> None:
     with Vm(make_spec(say(b"ready\n") + LOOP)) as vm:
         vm.console.expect(["ready"], soon())

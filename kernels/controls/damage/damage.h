@@ -32,6 +32,7 @@ enum block_page {
 	SLOT_PAGE = 2,		/* maps the memory around the control page */
 	PUD_PAGE = 3,		/* x86_64: leads to SLOT_PAGE */
 	P4D_PAGE = 4,		/* x86_64 with 5 levels: leads to PUD_PAGE */
+	FOUND_PAGE = 5,		/* begins with a pointer to what find_user_page() found */
 };
 
 /*
@@ -75,6 +76,12 @@ static_assert(sizeof(struct rig_record) + RECORD_WORDS * sizeof(struct rig_word)
 /* The block, which begins with the record.  All of it is zero when loaded. */
 extern struct rig_record *rig_sabotage_record;
 
+/* A page of the block. */
+static inline void *block_page(enum block_page page)
+{
+	return (void *)rig_sabotage_record + page * PAGE_SIZE;
+}
+
 /* Module parameters, see main.c */
 extern char *pattern;
 extern unsigned long long note;
@@ -100,6 +107,7 @@ void damage_pte(struct kimage *image, pgd_t *pgd);
 void damage_protection(struct kimage *image, pgd_t *pgd);
 void damage_user_twin(struct kimage *image, pgd_t *pgd);
 void damage_user_page(struct kimage *image, pgd_t *pgd);
+void find_user_page(pgd_t *pgd);
 void damage_crash_note(struct kimage *image, pgd_t *pgd);
 void damage_crash_region(struct kimage *image, pgd_t *pgd);
 void damage_segment(struct kimage *image, pgd_t *pgd);

@@ -2,8 +2,8 @@
 /*
  * damage - the module's parameters, its record, and its place on the crash path
  *
- * A kprobe on machine_kexec(), when it is called for a crash image, does what
- * the parameter `what` names, so that a test which claims to notice such damage
+ * A kprobe on machine_kexec(), when it is called for a crash image, does what the
+ * parameter `what` names, so that a test which claims to notice such damage
  * can be shown to notice it.  A plain kexec is left alone.
  */
 
@@ -49,13 +49,14 @@ MODULE_PARM_DESC(record, "physical address of the record of what was damaged (re
 static const struct kind {
 	const char *name;
 	void (*act)(struct kimage *image, pgd_t *pgd);
+	void (*find)(pgd_t *pgd);	/* called earlier: what takes many instructions */
 } kinds[] = {
 	{ "pgd",		damage_pgd },
 	{ "table",		damage_table },
 	{ "pte",		damage_pte },
 	{ "protection",		damage_protection },
 	{ "user-twin",		damage_user_twin },
-	{ "user-page",		damage_user_page },
+	{ "user-page",		damage_user_page,	find_user_page },
 	{ "crash-note",		damage_crash_note },
 	{ "crash-region",	damage_crash_region },
 	{ "segment",		damage_segment },
@@ -109,22 +110,44 @@ void damage_complement(void *at, size_t size)
 	damage_bytes(at, bytes, size);
 }
 
+static pgd_t *live_pgd(void)
+{
+	return __va(__read_cr3() & CR3_MASK);
+}
+
 static int at_machine_kexec(struct kprobe *probe, struct pt_regs *regs)
 {
 	struct kimage *image = (struct kimage *)regs_get_kernel_argument(regs, 0);
-	unsigned long pgd_phys = __read_cr3() & CR3_MASK;
 
 	if (image->type != KEXEC_TYPE_CRASH)
 		return 0;
-	rig_sabotage_record->pgd_phys = pgd_phys;
-	chosen->act(image, __va(pgd_phys));
+	rig_sabotage_record->pgd_phys = __pa(live_pgd());
+	chosen->act(image, live_pgd());
 	return 0;
 }
 
-static struct kprobe probe = {
+/*
+ * Before machine_kexec(), whose every instruction may be under observation: a
+ * search is not to be part of what is observed.
+ */
+static int at_machine_crash_shutdown(struct kprobe *probe, struct pt_regs *regs)
+{
+	if (chosen->find)
+		chosen->find(live_pgd());
+	return 0;
+}
+
+static struct kprobe act_probe = {
 	.symbol_name = "machine_kexec",
 	.pre_handler = at_machine_kexec,
 };
+
+static struct kprobe find_probe = {
+	.symbol_name = "machine_crash_shutdown",
+	.pre_handler = at_machine_crash_shutdown,
+};
+
+static struct kprobe *const probes[] = { &act_probe, &find_probe };
 
 static int find_kind(void)
 {
@@ -167,20 +190,20 @@ static int __init damage_init(void)
 	scnprintf(record, sizeof(record), "0x%llx",
 		  (unsigned long long)__pa(rig_sabotage_record));
 
-	err = register_kprobe(&probe);
+	/* Only where it is needed: a kprobe changes kernel text. */
+	err = register_kprobes((struct kprobe **)probes, chosen->find ? 2 : 1);
 	if (err) {
-		pr_err("no kprobe on %s: %d\n", probe.symbol_name, err);
+		pr_err("no kprobes: %d\n", err);
 		give_back();
 		return err;
 	}
-	pr_info("will damage the %s in %s, record at physical %s\n", what, probe.symbol_name,
-		record);
+	pr_info("will damage the %s on a crash, record at physical %s\n", what, record);
 	return 0;
 }
 
 static void __exit damage_exit(void)
 {
-	unregister_kprobe(&probe);
+	unregister_kprobes((struct kprobe **)probes, chosen->find ? 2 : 1);
 	give_back();
 }
 

@@ -59,11 +59,6 @@
 #define TOP_FLAGS	TABLE_FLAGS
 #endif
 
-static pgdval_t *block_table(enum block_page page)
-{
-	return (void *)rig_sabotage_record + page * PAGE_SIZE;
-}
-
 #ifdef CONFIG_X86_64
 
 /*
@@ -72,9 +67,9 @@ static pgdval_t *block_table(enum block_page page)
  */
 static pgdval_t top_entry(u64 control)
 {
-	pgdval_t *slot = block_table(SLOT_PAGE);
-	pgdval_t *pud = block_table(PUD_PAGE);
-	pgdval_t *p4d = block_table(P4D_PAGE);
+	pgdval_t *slot = block_page(SLOT_PAGE);
+	pgdval_t *pud = block_page(PUD_PAGE);
+	pgdval_t *p4d = block_page(P4D_PAGE);
 	u64 base = control & PUD_MASK;
 	unsigned int i;
 
@@ -102,7 +97,7 @@ static unsigned int top_index(u64 control)
  */
 static pgdval_t top_entry(u64 control)
 {
-	pgdval_t *slot = block_table(SLOT_PAGE);
+	pgdval_t *slot = block_page(SLOT_PAGE);
 	u64 base = control & ~((1ULL << TOP_SHIFT) - 1);
 	unsigned int i;
 

@@ -8,6 +8,7 @@
  */
 
 #include <linux/mm.h>
+#include <linux/mm_types.h>
 #include <linux/page-flags.h>
 #include <linux/pfn.h>
 #include <linux/pgtable.h>
@@ -119,32 +120,34 @@ static void *find_pattern(void *page)
 	return NULL;
 }
 
-/* The lowest page of the task's own writable memory that holds the pattern: a byte of that. */
-void damage_user_page(struct kimage *image, pgd_t *pgd)
+/* The lowest page of the task's heap that holds the pattern. */
+void find_user_page(pgd_t *pgd)
 {
+	void **place = block_page(FOUND_PAGE);
 	const unsigned long own = _PAGE_USER | _PAGE_RW;
-	unsigned long address = 0;
+	unsigned long address;
 
-	if (!*pattern)
+	if (!*pattern || !current->mm)
 		return;
-	while (address < TASK_SIZE) {
-		pte_t *pte;
-		void *found;
+	for (address = current->mm->start_brk & PAGE_MASK; address < current->mm->brk;
+	     address += PAGE_SIZE) {
+		pte_t *pte = find_pte(pgd, address);
 
-		if (!find_pmd(pgd, address)) {
-			address = (address & PMD_MASK) + PMD_SIZE;
-			continue;
-		}
-		pte = find_pte(pgd, address);
-		address += PAGE_SIZE;
 		/* Highmem has no direct mapping: the pattern is then not found. */
 		if (!pte || (pte_flags(*pte) & own) != own ||
 		    PageHighMem(pfn_to_page(pte_pfn(*pte))))
 			continue;
-		found = find_pattern(__va(PFN_PHYS(pte_pfn(*pte))));
-		if (found) {
-			damage_complement(found, 1);
+		*place = find_pattern(__va(PFN_PHYS(pte_pfn(*pte))));
+		if (*place)
 			return;
-		}
 	}
+}
+
+/* A byte of the pattern in that page. */
+void damage_user_page(struct kimage *image, pgd_t *pgd)
+{
+	void **place = block_page(FOUND_PAGE);
+
+	if (*place)
+		damage_complement(*place, 1);
 }
