@@ -51,7 +51,6 @@ if TYPE_CHECKING:
 
 Listener = Callable[[str], None]
 
-START_OF_TEXT = ("_text", "_stext", "startup_64", "startup_32")  # arch/x86/kernel/vmlinux.lds.S, head_{64,32}.S
 TOKEN_BYTES = 32  # of the pattern: 64 hexadecimal digits
 # Signs on the console that the first kernel will never come to a shell, long before the deadline says so.
 BOOT_FAILURES = ("Kernel panic - not syncing", "No working init found")
@@ -212,10 +211,10 @@ class _Run:
 
     def _save_symbols(self, recorder: Recorder) -> None:
         """Those that executed instructions and pages of the kernel image that changed lie in."""
-        # of several names for one address the first is known: it is not always _text
-        text = min((address for address, name in self.kallsyms.items() if name in START_OF_TEXT), default=None)
+        text = symbols.text_start(self.kallsyms)
         code = next((r for r in self.facts.iomem if r.name == "Kernel code"), None)
         addresses = set(trace.addresses(self.recording))
+        addresses.update(a for a, name in self.kallsyms.items() if kimage.is_control_code(name))
         if text is not None and code is not None:
             image = [r for r in self.facts.iomem if r.name in ("Kernel data", "Kernel bss")]
             for pfn in recorder.all_changed_pages():
@@ -392,7 +391,7 @@ class _Run:
         for virtual in kimage.page_pointers(blob, arch):
             with contextlib.suppress(paging.NotMapped):
                 pages.append(physical(virtual))
-        image = replace(image, pages=tuple(pages))
+        image = replace(image, pages=tuple(pages), segments=kimage.segments(blob, arch, self.facts.crash_region))
         self.learn(kimage=image)
         return image
 
@@ -470,6 +469,7 @@ class _Run:
         """Physical addresses of pages to keep from `panic` whether or not they change."""
         pages = [*self.facts.tables, *self.facts.user_tables, *self.facts.handover_tables]
         pages += [*self.code_pages, *self.dumped_pages]
+        pages += kimage.code_pages(self.kallsyms, symbols.text_start(self.kallsyms), self.facts.iomem)
         if self.facts.mode is not None and self.facts.cr3 is not None:
             pages.append(levels.root(self.facts.mode, self.facts.cr3))
         if self.facts.pattern is not None:

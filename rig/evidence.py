@@ -93,6 +93,7 @@ class Kimage:
     start: int  # entry point of the new image
     layout: str
     pages: tuple[int, ...] = ()  # physical: pages that the struct points to, its page tables among them
+    segments: tuple[tuple[int, int], ...] = ()  # where the image goes: physical address, bytes; () when not found
 
 
 @dataclass(frozen=True)

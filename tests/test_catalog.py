@@ -8,15 +8,13 @@ import pytest
 
 from rig import catalog
 from rig.catalog import Registries
+from rig.checks import REGISTRY
 from rig.errors import CatalogueError, RequestError
-from rig.model import Arch, Dump, Kernel, PagingMode, Verdict
+from rig.model import Arch, Kernel, PagingMode, Verdict
 
 ROOT = Path(__file__).resolve().parent.parent
 KNOWN = Registries(
-    checks={
-        **dict.fromkeys(("pgd-survives", "crash-kernel-boots", "memory-accounted", "vmcore-registers"), tuple(Dump)),
-        "vmcore-faithful": (Dump.RAW,),
-    },
+    checks={name: each.dumps for name, each in REGISTRY.items()},
     triggers=("sysrq-c",),
     injections=("flip-pgd-bit",),
 )
@@ -76,7 +74,7 @@ def test_a_small_catalogue(write: Write, tmp_path: Path) -> None:
 def test_the_rigs_own_catalogue() -> None:
     found = catalog.load()
     assert {"i386", "pae", "x86_64"} <= set(found.guests)
-    assert {"2-level", "pae", "4-level"} <= {guest.paging.value for guest in found.guests.values()}
+    assert {guest.paging for guest in found.guests.values()} == set(PagingMode)
     assert "pgd-survives" in found.scenarios["overwritten-pgd"].expect_failed
     assert "{flavour}" in found.kernels["debian-6.1"].package
 
@@ -107,7 +105,7 @@ def test_the_rigs_own_catalogue() -> None:
             "",
         ),
         ("scenarios/crash", "sysrq-c", "sysrq-d", "trigger: unknown name 'sysrq-d'", "valid: sysrq-c"),
-        ("scenarios/crash", '"pgd-survives"', '"pgd-survive"', "did you mean 'pgd-survives'?", "valid: crash-"),
+        ("scenarios/crash", '"pgd-survives"', '"pgd-survive"', "did you mean 'pgd-survives'?", "valid: address-"),
         ("scenarios/crash", '["pgd-survives"]', "[]", "checks: the list is empty", ""),
         ("scenarios/crash", '["pgd-survives"]', '["pgd-survives", 1]', "checks: Expected `str`, got `int`", ""),
         ("scenarios/crash", '["pgd-survives"]', '"pgd-survives"', "checks: Expected `array`, got `str`", ""),
@@ -115,7 +113,7 @@ def test_the_rigs_own_catalogue() -> None:
         ("scenarios/crash", '["box"]', '["bax"]', "guests: unknown name 'bax'; did you mean 'box'?", ""),
         ("scenarios/crash", "trigger", "expect = 'fail'\ntrigger", "expect_failed: must name the checks", ""),
         ("scenarios/crash", "trigger", "expect_failed = ['pgd-survives']\ntrigger", "and only then", ""),
-        ("scenarios/crash", '"pgd-survives"', '"vmcore-faithful"', "dump: vmcore-faithful can't be judged", ""),
+        ("scenarios/crash", '"pgd-survives"', '"vmcore-faithful"', "dump: vmcore-faithful can't be judged", "valid: m"),
         ("scenarios/crash", "trigger", "expect = 'skip'\ntrigger", "expect: 'skip' can't be expected", ""),
         (
             "scenarios/crash",

@@ -15,7 +15,7 @@ from rig.errors import EvidenceError
 from rig.evidence import Evidence
 from rig.model import CheckResult, Dump, Verdict
 
-_FAMILIES = ("pgd", "space", "ledger", "crash", "vmcore", "handover", "entry")
+_FAMILIES = ("pgd", "space", "ledger", "crash", "vmcore", "handover", "entry", "placement", "identity")
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,18 @@ Every assumption about its layout is here. The struct begins
     struct page *control_code_page;
 
 so `start` is word 3 or, in old kernels, word 4. Which one it is follows from the values: for kdump the entry lies in
-the crash region, and `destination` and struct page pointers don't.
+the crash region, and `destination` and struct page pointers don't. Further on there is, at a place that differs,
+
+    unsigned long nr_segments;
+    struct { void *buf; size_t bufsz; unsigned long mem; size_t memsz; } segment[KEXEC_SEGMENT_MAX];
+
+It is found by plausibility, too.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from itertools import pairwise
 
 from rig.errors import EvidenceError
 from rig.evidence import Kimage
@@ -20,6 +28,10 @@ from rig.model import PAGE_SIZE, Arch, CpuState, Range
 WORDS = 6
 # How much of the struct is searched for pointers to whole pages: `arch`, with the image's page tables, is near its end.
 SIZE = 1024
+SEGMENT_MAX = 16  # KEXEC_SEGMENT_MAX
+# The kernel's own copy of the control code: relocate_kernel_{32,64}.S, and the section around it since 6.14.
+CODE_START = ("__relocate_kernel_start", "relocate_kernel", "relocate_new_kernel")
+CODE_END = "__relocate_kernel_end"
 _LAYOUTS = (
     (3, "start is word 3 (2.6.20 and newer)"),
     (4, "start is word 4 (with destination, up to 2.6.19)"),
@@ -49,3 +61,46 @@ def parse(blob: bytes, arch: Arch, address: int, crash_region: Range) -> Kimage:
         f"struct kimage at {address:#x} makes no sense: no entry point inside the crash region "
         f"{crash_region.start:#x}-{crash_region.last:#x} (words: {', '.join(f'{w:#x}' for w in words)})"
     )
+
+
+def segments(blob: bytes, arch: Arch, crash_region: Range) -> tuple[tuple[int, int], ...]:
+    """Where the image's segments go: (physical address, bytes), as struct kimage has them.
+
+    Empty when none or several places in the struct look like the list: whole pages inside the crash region, ascending.
+    """
+    words = [int.from_bytes(blob[i : i + arch.word], "little") for i in range(0, len(blob), arch.word)]
+    lists = [_segments_at(words[i + 1 :], count) for i, count in enumerate(words) if 1 <= count <= SEGMENT_MAX]
+    fitting = [found for found in lists if found and _plausible(found, crash_region)]
+    return fitting[0] if len(fitting) == 1 else ()
+
+
+def _segments_at(words: list[int], count: int) -> tuple[tuple[int, int], ...]:
+    if len(words) < 4 * count:
+        return ()
+    fields = [words[i : i + 4] for i in range(0, 4 * count, 4)]
+    if any(bufsz > memsz or memsz == 0 or (mem | memsz) % PAGE_SIZE for _, bufsz, mem, memsz in fields):
+        return ()
+    return tuple((mem, memsz) for _, _, mem, memsz in fields)
+
+
+def _plausible(found: tuple[tuple[int, int], ...], crash_region: Range) -> bool:
+    inside = all(mem in crash_region and mem + size - 1 in crash_region for mem, size in found)
+    return inside and all(mem + size <= following for (mem, size), (following, _) in pairwise(found))
+
+
+def is_control_code(name: str) -> bool:
+    """Whether a symbol begins or ends the kernel's own copy of the control code."""
+    return name in CODE_START or name == CODE_END
+
+
+def code_pages(kallsyms: Mapping[int, str], text: int | None, iomem: Iterable[Range]) -> list[int]:
+    """Physical addresses of the pages that the kernel's own copy of the control code is in; [] when not known.
+
+    text: virtual address of _text.
+    """
+    code = next((r for r in iomem if r.name == "Kernel code"), None)
+    if text is None or code is None:
+        return []
+    found = [address - text + code.start for address, name in kallsyms.items() if name in CODE_START]
+    # no control code is larger than a page
+    return sorted({(at & ~(PAGE_SIZE - 1)) + n * PAGE_SIZE for at in found for n in (0, 1)})

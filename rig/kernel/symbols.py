@@ -17,6 +17,7 @@ from rig.model import PAGE_SIZE, Symbol
 
 # The instant `panic` (DESIGN), best first. Kernels before 4.7 (7bbee5ca3896) have no __crash_kexec.
 PANIC_SYMBOLS = ("__crash_kexec", "crash_kexec")
+TEXT = "_text"  # where the image begins; startup_64, _stext and others are at the same address
 # A shell line that prints their lines of /proc/kallsyms. Emulated, reading all 170,000 lines takes 0.3 s for one fixed
 # string and 1.5 s for a pattern; these are in the kernel's first few thousand functions, so each grep ends early.
 COMMAND = f"for s in {MACHINE_KEXEC} {' '.join(PANIC_SYMBOLS)}; do grep -m 1 -wF $s /proc/kallsyms; done"
@@ -43,13 +44,18 @@ def parse_kallsyms(text: str) -> dict[str, int]:
 
 
 def parse_all(text: str, *, modules: bool) -> dict[int, str]:
-    """Address -> name, of several at one address the first: of the kernel, or of modules ("name [module]")."""
+    """Address -> name, of several at one address _text or the first: of the kernel, or of modules ("name [module]")."""
     found: dict[int, str] = {}
     for digits, name, module in _ANY_LINE.findall(text):
         address = int(digits, 16)
-        if address >= LOWEST and bool(module) == modules:
-            found.setdefault(address, f"{name} [{module}]" if module else name)
+        if address >= LOWEST and bool(module) == modules and (name == TEXT or address not in found):
+            found[address] = f"{name} [{module}]" if module else name
     return found
+
+
+def text_start(symbols: Mapping[int, str]) -> int | None:
+    """Where the kernel's image begins, virtual; None without _text."""
+    return next((address for address, name in symbols.items() if name == TEXT), None)
 
 
 def moved(symbols: Mapping[int, str], running: Mapping[str, int]) -> dict[int, str]:
@@ -106,4 +112,6 @@ def from_vmlinux(vmlinux: Path, running: Mapping[str, int]) -> dict[int, str]:
             hint="give the vmlinux of the very same build",
         )
     (move,) = moves
+    # of several names at one address the one set last stays: _text, or else the first of the table
+    entries.sort(key=lambda entry: entry[0] != TEXT)
     return {address + move: name for name, address in reversed(entries) if address >= LOWEST}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rig.errors import EvidenceError, UnsuitableKernel
-from rig.kernel import kimage
+from rig.kernel import kimage, symbols
 from rig.kernel.symbols import COMMAND, from_vmlinux, moved, parse_all, parse_kallsyms, placed
 from rig.model import Arch, Range, Symbol
 
@@ -154,11 +154,36 @@ def test_symbols_of_another_boot_are_moved_with_the_kernel() -> None:
 
 
 def test_a_symbol_reaches_to_the_next_one() -> None:
-    symbols = {0x1000: "first", 0x1010: "second", 0x2F00: "last"}
-    assert placed(symbols, [0x1015, 0x100F, 0x1000]) == (
+    names = {0x1000: "first", 0x1010: "second", 0x2F00: "last"}
+    assert placed(names, [0x1015, 0x100F, 0x1000]) == (
         Symbol("first", 0x1000, 0x1010),
         Symbol("second", 0x1010, 0x2F00),
     )
-    assert placed(symbols, [0xFFF]) == ()  # before the first
-    assert placed(symbols, [0x2FFF]) == (Symbol("last", 0x2F00, 0x3000),)
-    assert placed(symbols, [0x3000]) == ()  # no longer on the page of the last one
+    assert placed(names, [0xFFF]) == ()  # before the first
+    assert placed(names, [0x2FFF]) == (Symbol("last", 0x2F00, 0x3000),)
+    assert placed(names, [0x3000]) == ()  # no longer on the page of the last one
+
+
+@pytest.mark.parametrize("arch", list(Arch))
+def test_segments_of_the_image(arch: Arch) -> None:
+    def struct(*words: int) -> bytes:
+        return b"".join(w.to_bytes(arch.word, "little") for w in words)
+
+    start = REGION.start
+    front = (4, 0xC1530800, 0xC1530800, start, 0xE80540, 2, 0)  # a 2 that is no count
+    two = (2, 0xB7000000, 0x1234, start, 0x2000, 0xB7100000, 0x1000, start + 0x2000, 0x1000)
+    assert kimage.segments(struct(*front, *two, 0, 0), arch, REGION) == ((start, 0x2000), (start + 0x2000, 0x1000))
+    for word, value in ((3, REGION.last + 1), (3, start + 8), (4, 0), (2, 0x2001), (7, start + 0x1000)):
+        bad = [*two]
+        bad[word] = value  # outside; not a whole page; empty; longer than its place; overlapping
+        assert kimage.segments(struct(*front, *bad, 0, 0), arch, REGION) == ()
+    assert kimage.segments(struct(*front, *two, *two), arch, REGION) == ()  # which one?
+
+
+def test_where_the_kernel_has_its_control_code() -> None:
+    names = ("c1000000 T startup_32", "c1000000 T _text", "c1051ba4 T relocate_kernel", "c1060000 t kdump_nmi_callback")
+    kallsyms = symbols.parse_all("\n".join(names), modules=False)
+    text = symbols.text_start(kallsyms)
+    iomem = [Range(0x15000000, 0x15FFFFFF, "Kernel code")]
+    assert kimage.code_pages(kallsyms, text, iomem) == [0x15051000, 0x15052000]
+    assert kimage.code_pages(kallsyms, text, []) == []

@@ -1,0 +1,236 @@
+"""Where the pages lie that the kernel hands over from, what fits on them, and what is mapped meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from itertools import takewhile
+from typing import Any
+
+from rig import operands
+from rig.checks import check
+from rig.control import Layout, Map, Way, lay_out, way_of
+from rig.errors import EvidenceError
+from rig.evidence import Evidence, Facts
+from rig.kernel import kimage
+from rig.memory import paging
+from rig.memory.levels import MODES
+from rig.memory.physical import OutsideMemory
+from rig.memory.walk import walk
+from rig.model import PAGE_SIZE, Checkpoint, CheckResult, PagingMode, Range, Verdict
+
+CODE, STACK, DATA = "control code", "stack", "data"
+IDENTITY, TRANSITION = "identity map table", "transition table"
+# KEXEC_CONTROL_MEMORY_LIMIT is MAXMEM on x86_64 (arch/x86/include/asm/kexec.h): MAX_PHYSMEM_BITS of sparsemem.h. On
+# i386 it is TASK_SIZE, which the split decides.
+CONTROL_LIMIT = {PagingMode.FOUR_LEVEL: 1 << 46, PagingMode.FIVE_LEVEL: 1 << 52}
+
+
+# ---------------------------------------------------------------- control-code-fits
+
+
+@check("control-code-fits", "the control code is within its page budget, and its stack stayed clear of it")
+def control_code_fits(evidence: Evidence) -> CheckResult:
+    """The end of the control code against what begins behind it on the control page.
+
+    Up to 6.13 that is data at a fixed offset (KEXEC_CONTROL_CODE_MAX_SIZE, arch/x86/include/asm/kexec.h), seen by how
+    the code uses it. Where no such data is seen, as since 6.14, whose image carries its data inside, it is the end of
+    the page, which the stack grows down from. The image's size comes from the kernel's symbols, where it has them;
+    otherwise it is all code that was executed, or that direct branches lead to from there.
+    """
+    name = "control-code-fits"
+    image = _image_size(evidence)
+    layout = lay_out(way_of(evidence), image or 0)
+    if image is not None and image < layout.code[1]:
+        raise EvidenceError(
+            f"control code reaches to +{layout.code[1]:#x}, but the kernel's symbols end it at +{image:#x}",
+            hint="the symbols are another kernel's, or code on the control page was decoded wrongly",
+        )
+    size, budget = image or layout.code[1], layout.data or PAGE_SIZE
+    figures: dict[str, Any] = {
+        "bytes": size,
+        "budget": budget,
+        "bytes_found_by": f"{kimage.CODE_END} of the kernel's symbols" if image else "the code that can be reached",
+        "budget_found_by": "data behind the code" if layout.data is not None else "the end of the page",
+        "equal_bytes": _equal_bytes(evidence, layout),
+        **asdict(layout),
+    }
+    problems = []
+    if size > budget:
+        problems.append(f"{size} bytes of control code, but only {budget} until {figures['budget_found_by']}")
+    if layout.stack_low is not None and layout.stack_low < size:
+        problems.append(f"the stack came down to +{layout.stack_low:#x}, into the code, which ends at +{size:#x}")
+    if layout.overwritten:
+        told = ", ".join(f"+{at:#x}" for at in layout.overwritten[:4])
+        problems.append(f"{len(layout.overwritten)} instructions were overwritten after they had been executed: {told}")
+    if problems:
+        return CheckResult(name, Verdict.FAIL, f"control page {layout.page:#x}: {'; '.join(problems)}", figures)
+    stack = "no stack on it" if layout.stack_low is None else f"stack down to +{layout.stack_low:#x}"
+    summary = f"{size} of {budget} bytes on the control page at {layout.page:#x}, {stack}"
+    return CheckResult(name, Verdict.PASS, summary, figures)
+
+
+def _image_size(evidence: Evidence) -> int | None:
+    """Bytes of the control code and its data by the kernel's symbols (6.14 and newer)."""
+    places = {s.name: s.start for s in evidence.symbols}
+    start = next((places[n] for n in kimage.CODE_START if n in places), None)
+    return places[kimage.CODE_END] - start if start is not None and kimage.CODE_END in places else None
+
+
+def _equal_bytes(evidence: Evidence, layout: Layout) -> int | None:
+    """How many bytes from its start on the control page has in common with the kernel's own text at `panic`.
+
+    None when the evidence doesn't say where that is, or doesn't hold it.
+    """
+    facts = evidence.facts
+    places = {s.name: s.start for s in evidence.symbols}
+    start = next((places[n] for n in kimage.CODE_START if n in places), None)
+    code = next((r for r in facts.iomem if r.name == "Kernel code"), None)
+    if start is None or code is None or facts.text is None:
+        return None
+    try:
+        own = evidence.memory(Checkpoint.PANIC).read(start - facts.text + code.start, PAGE_SIZE)
+        page = evidence.memory(Checkpoint.HANDOVER).read(layout.page, PAGE_SIZE)
+    except OutsideMemory:
+        return None
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(own, page, strict=True)))
+
+
+# ---------------------------------------------------------------- control-pages-placed
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page used on the way. where: the innermost range of /proc/iomem."""
+
+    address: int
+    use: str
+    where: str
+    ok: bool
+
+
+@check("control-pages-placed", "every page used on the way lies where no device writes, within the limit")
+def control_pages_placed(evidence: Evidence) -> CheckResult:
+    """Pages used after the first change of the tables: code, stack, data, and the tables themselves.
+
+    Code, data and the tables that are live during the copy must be control memory: for kdump the crash region, which
+    is reserved from boot on; for plain kexec RAM within KEXEC_CONTROL_MEMORY_LIMIT (kimage_alloc_control_pages(),
+    kernel/kexec_core.c). Tables for the transition alone the kernel takes from its page allocator
+    (machine_kexec_alloc_page_tables() in machine_kexec_32.c, init_transition_pgtable() in machine_kexec_64.c): they may
+    be any RAM as long as struct kimage itself points to them and nobody else is known to own them. Where they lie is in
+    the figures.
+
+    Code runs at its virtual address first, then at its physical one: both must lead to it in the tables loaded first.
+    """
+    name = "control-pages-placed"
+    way = way_of(evidence)
+    memory, limits = _control_memory(evidence.facts)
+    pages = [_place(evidence.facts, page, use, memory) for page, use in _used(evidence, way).items()]
+    mappings = _mappings(way)
+    figures = {"pages": [asdict(p) for p in pages], "must": limits, "mappings": mappings}
+    problems = [f"{p.use} at {p.address:#x} ({p.where}) is not {limits}" for p in pages if not p.ok]
+    problems += [m["problem"] for m in mappings if m["problem"]]
+    # another source of problems belongs here: the user twin of the image's pgd, written beyond its page (d0ceea662d45)
+    if problems:
+        return CheckResult(name, Verdict.FAIL, "; ".join(problems), figures)
+    outside = [p for p in pages if not any(p.address in r for r in memory)]
+    summary = f"{len(pages) - len(outside)} of {len(pages)} pages {limits}"
+    if outside:
+        told = ", ".join(f"{p.address:#x}" for p in outside)
+        summary += f"; the others are struct kimage's own tables for the transition, in ordinary RAM: {told}"
+    return CheckResult(name, Verdict.PASS, summary, figures)
+
+
+def _control_memory(facts: Facts) -> tuple[tuple[Range, ...], str]:
+    """Where control pages must lie, and in words."""
+    if facts.kimage is None or facts.mode is None:
+        raise EvidenceError("the image was never seen: machine_kexec was not reached")
+    if facts.crash_region is not None and facts.kimage.start in facts.crash_region:
+        return (facts.crash_region,), "inside the crash region"
+    limit = CONTROL_LIMIT.get(facts.mode) or _page_offset(facts)
+    ram = (r for r in facts.iomem if r.name == "System RAM" and r.start < limit)
+    return tuple(Range(r.start, min(r.last, limit - 1), r.name) for r in ram), f"in RAM below {limit:#x}"
+
+
+def _page_offset(facts: Facts) -> int:
+    """PAGE_OFFSET of i386, which TASK_SIZE equals: how far the kernel's image is mapped above its physical place."""
+    code = next((r for r in facts.iomem if r.name == "Kernel code"), None)
+    if code is None or facts.text is None:
+        raise EvidenceError("where the kernel is mapped is not known: no _text, or no Kernel code in /proc/iomem")
+    return facts.text - code.start
+
+
+def _used(evidence: Evidence, way: Way) -> dict[int, str]:
+    """Physical address -> use. A page with several uses counts as the first of them."""
+    facts = evidence.facts
+    used = dict.fromkeys(way.control_pages, CODE)
+    for touch in way.touches(s for s in way.switched if not operands.moves_string(s)):
+        used.setdefault(touch.physical & ~(PAGE_SIZE - 1), STACK if touch.stack else DATA)
+    for table in _copying_tables(way):
+        used.setdefault(table, IDENTITY)
+    own = set(facts.tables)
+    # not those of the old CR3: what hangs below the crashed task's pgd now may be damage, which others judge
+    for tables in dict.fromkeys(Map.of(step.state) for step in way.switched):
+        if tables.mode is not None:
+            for reached in walk(way.memory, tables.mode, tables.cr3).tables:
+                page = reached.address & ~(PAGE_SIZE - 1)
+                if page not in own:
+                    used.setdefault(page, TRANSITION)
+    return used
+
+
+def _copying_tables(way: Way) -> list[int]:
+    """Tables that are live during the copy; in 64-bit modes only those for the lower half, where the identity is."""
+    found = []
+    for tables in way.copying_maps:
+        if tables.mode is not None:
+            bits = MODES[tables.mode].virtual_bits
+            lower = 1 << (bits if bits == 32 else bits - 1)
+            space = walk(way.memory, tables.mode, tables.cr3)
+            found += [t.address & ~(PAGE_SIZE - 1) for t in space.tables if t.virtual < lower]
+    return found
+
+
+def _place(facts: Facts, address: int, use: str, memory: Iterable[Range]) -> Page:
+    assert facts.kimage is not None
+    holders = sorted((r for r in facts.iomem if address in r), key=lambda r: r.depth)
+    where = holders[-1].name if holders else "not in /proc/iomem"
+    ok = any(address in r for r in memory)
+    if use == TRANSITION and not ok:
+        others = {*facts.tables, *facts.other_tables, *facts.slab_pages}
+        ok = where == "System RAM" and address in facts.kimage.pages and address not in others
+    return Page(address, use, where, ok)
+
+
+def _mappings(way: Way) -> list[dict[str, Any]]:
+    """The control page's virtual and identity mapping in the tables that were loaded first; none with paging off."""
+    step = way.switched[0]
+    mode = step.state.paging
+    if mode is None:
+        return []
+    page = way.physical(step.state, step.pc) & ~(PAGE_SIZE - 1)
+    found = []
+    for kind, virtual in (("virtual", step.pc & ~(PAGE_SIZE - 1)), ("identity", page)):
+        mapping: dict[str, Any] = {"kind": kind, "cr3": step.state.cr3, "virtual": virtual, "problem": ""}
+        try:
+            translation = paging.translate(way.memory, mode, step.state.cr3, virtual)
+        except paging.NotMapped as problem:
+            found.append(mapping | {"problem": f"control page's {kind} mapping: {problem}"})
+            continue
+        mapping |= {"physical": translation.physical, "path": [list(entry) for entry in translation.path]}
+        if translation.physical != page:
+            mapping["problem"] = f"the two mappings of the control page collide: {virtual:#x} leads to " + hex(
+                translation.physical
+            )
+        elif kind == "virtual" and not _holds(way, page + step.pc % PAGE_SIZE, step.code):
+            mapping["problem"] = f"{virtual:#x} leads to {page:#x}, which doesn't hold the code that was executed"
+        found.append(mapping)
+    return found
+
+
+def _holds(way: Way, physical: int, code: bytes) -> bool:
+    code = code[: PAGE_SIZE - physical % PAGE_SIZE]
+    try:
+        return way.memory.read(physical, len(code)) == code
+    except OutsideMemory as problem:
+        raise EvidenceError(f"the control page {physical & ~(PAGE_SIZE - 1):#x} was not kept") from problem
