@@ -89,12 +89,15 @@ def _exit_code(result: RunResult) -> int:
 
 
 def _plans(args: argparse.Namespace, scenarios: Sequence[str] | None = None) -> list[RunPlan]:
-    """scenarios: None for every one of the catalogue."""
+    """scenarios: None for every one of the catalogue, of those with a kernel of their own only on guests they list."""
     from rig.plan import plan
 
     catalogue = _catalogue(args)
     names = list(catalogue.scenarios) if scenarios is None else scenarios
-    return plan(catalogue, names, args.guest, args.kernel, args.crash_kernel, args.vmlinux)
+    plans = plan(catalogue, names, args.guest, args.kernel, args.crash_kernel, args.vmlinux)
+    if scenarios is not None:
+        return plans
+    return [p for p in plans if p.guest.name in p.scenario.guests or not p.scenario.kernel]
 
 
 def _catalogue(args: argparse.Namespace) -> Catalogue:

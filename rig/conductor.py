@@ -124,6 +124,7 @@ class _Run:
         self.kallsyms: dict[int, str] = {}  # of the first kernel, address -> name
         self.recording = ""  # of the hand-over, as rig.trace reads it
         self.code_pages: tuple[int, ...] = ()  # physical: what instructions at CR3 switches lie in
+        self.twin_pages: tuple[int, ...] = ()  # physical: the pages after the pgds that CR3 pointed to
         self.at_panic: tuple[CpuState, ...] = ()  # all CPUs
         self.no_network = "the crash kernel never said"  # why there is no SSH; empty when there is
         self.dumped_pages: tuple[int, ...] = ()  # physical: to keep from `panic`, for what the dump says of them
@@ -454,7 +455,7 @@ class _Run:
         recorded = trace.parse(self.recording, self.facts.crashing_cpu, self.facts.symbols[symbols.MACHINE_KEXEC])
         ended = (recorder.at(end), final)
         found = survey(recorder, self.facts, recorded, ended, self.at_panic, self.token.encode())
-        self.code_pages = found.code_pages
+        self.code_pages, self.twin_pages = found.code_pages, found.twin_pages
         self.learn(
             tables=found.tables,
             user_pgd=found.user_pgd,
@@ -468,7 +469,7 @@ class _Run:
     def _pages_to_keep(self) -> list[int]:
         """Physical addresses of pages to keep from `panic` whether or not they change."""
         pages = [*self.facts.tables, *self.facts.user_tables, *self.facts.handover_tables]
-        pages += [*self.code_pages, *self.dumped_pages]
+        pages += [*self.code_pages, *self.twin_pages, *self.dumped_pages]
         pages += kimage.code_pages(self.kallsyms, symbols.text_start(self.kallsyms), self.facts.iomem)
         if self.facts.mode is not None and self.facts.cr3 is not None:
             pages.append(levels.root(self.facts.mode, self.facts.cr3))

@@ -12,8 +12,9 @@ from rig.memory import paging, pti
 from rig.memory.levels import Flags
 from rig.memory.pagetypes import PageTypes, parse_vmcoreinfo
 from rig.memory.physical import Memory, OutsideMemory
+from rig.memory.twins import twin_of
 from rig.memory.walk import AddressSpace, walk
-from rig.model import PAGE_SIZE, Checkpoint, CpuState
+from rig.model import PAGE_SIZE, Checkpoint, CpuState, PagingMode
 from rig.recorder import Recorder
 from rig.trace import MAX_CODE, Trace, after
 
@@ -24,7 +25,8 @@ USER_DATA = Flags.USER | Flags.WRITABLE
 class Survey:
     """Physical addresses, as in Facts; pattern: virtual, physical, bytes.
 
-    code_pages: where an instruction after a CR3 load lies in the tables before and after it.
+    code_pages: where an instruction after a CR3 load lies in the tables before and after it. twin_pages: those that PTI
+    takes for the user twins of what CR3 pointed to.
     """
 
     tables: tuple[int, ...]
@@ -33,6 +35,7 @@ class Survey:
     other_tables: tuple[int, ...]
     handover_tables: tuple[int, ...]
     code_pages: tuple[int, ...]
+    twin_pages: tuple[int, ...]
     slab_pages: tuple[int, ...]
     pattern: tuple[int, int, int]
 
@@ -67,6 +70,7 @@ def survey(
         other_tables=_table_pages(others),
         handover_tables=handover_tables,
         code_pages=code_pages,
+        twin_pages=_twin_pages(trace),
         slab_pages=_slab_pages(recorder, facts),
         pattern=_find_pattern(recorder, space, token),
     )
@@ -100,6 +104,11 @@ def _survey_hand_over(
                         physical = paging.translate(memory, state.paging, state.cr3, virtual).physical
                     pages[physical & ~(PAGE_SIZE - 1)] = None
     return tables, tuple(pages)
+
+
+def _twin_pages(trace: Trace) -> tuple[int, ...]:
+    roots = {s.state.cr3 for s in trace.steps if s.state.paging in (PagingMode.FOUR_LEVEL, PagingMode.FIVE_LEVEL)}
+    return tuple(sorted(page for page in map(twin_of, roots) if page is not None))
 
 
 def _table_pages(spaces: Sequence[AddressSpace]) -> tuple[int, ...]:

@@ -21,6 +21,11 @@ TRIGGERS: Mapping[str, Trigger] = {
         "sysrq-c by writing to /proc/sysrq-trigger: the kernel calls panic() in the writer's context",
         "echo c > /proc/sysrq-trigger",
     ),
+    "sysrq-c-last-cpu": Trigger(
+        "as sysrq-c, on the last CPU: the crash kernel is entered, and boots, on one that isn't the boot CPU",
+        "read -r online < /sys/devices/system/cpu/online && "
+        "taskset -p -c ${online##*[-,]} $$ && echo c > /proc/sysrq-trigger",
+    ),
 }
 
 # 128 x 64 bytes: two pages' worth, so that at least one page is full of it wherever the heap puts it.

@@ -19,14 +19,14 @@ import pytest
 from rich.text import Text
 
 import rig
-from rig import cli, commands
-from rig.checks import REGISTRY
+from rig import catalog, cli, commands
 from rig.errors import Cancelled, MachineError, RequestError, UnsuitableKernel
 from rig.model import CheckResult, Dump, KernelIdentity, Options, RunPlan, RunResult, Verdict
 from rig.plan import plan
 
 ROOT = Path(__file__).resolve().parent.parent
-CHECKS = tuple(REGISTRY)
+CHECKS = tuple(catalog.registries().checks)
+TRIGGERS = tuple(catalog.registries().triggers)
 ALL_THREE = ["panic@i386/debian-6.1", "panic@pae/debian-6.1", "panic@x86_64/debian-6.1"]
 
 
@@ -66,7 +66,7 @@ def conductor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Conductor:
     """All rooms pretended, in an empty current directory; returns a function that sets what a run does."""
     entry = types.SimpleNamespace(description="described", dumps=tuple(Dump))
     pretend(monkeypatch, "rig.checks", REGISTRY=dict.fromkeys(CHECKS, entry))
-    pretend(monkeypatch, "rig.triggers", TRIGGERS={"sysrq-c": entry})
+    pretend(monkeypatch, "rig.triggers", TRIGGERS=dict.fromkeys(TRIGGERS, entry))
     pretend(monkeypatch, "rig.report.text", verdict_text=lambda r, where: Text(f"{r.id}: {r.verdict}\nin {where}"))
     monkeypatch.delenv("RIG_CATALOGUE", raising=False)
     monkeypatch.chdir(tmp_path)
@@ -310,7 +310,7 @@ def test_ctrl_c_in_a_process_of_its_own(tmp_path: Path) -> None:
             raise Cancelled("stopped")
         from rig.model import Dump
         put("rig.checks", REGISTRY=dict.fromkeys({CHECKS!r}, types.SimpleNamespace(dumps=tuple(Dump))))
-        put("rig.triggers", TRIGGERS={{"sysrq-c": None}})
+        put("rig.triggers", TRIGGERS=dict.fromkeys({TRIGGERS!r}))
         put("rig.conductor", run=run)
         from rig.cli import main
         raise SystemExit(main(["run", "panic", "--guest", "pae"]))

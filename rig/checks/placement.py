@@ -16,6 +16,7 @@ from rig.kernel import kimage
 from rig.memory import paging
 from rig.memory.levels import MODES
 from rig.memory.physical import OutsideMemory
+from rig.memory.twins import StrayTwin, stray_twins
 from rig.memory.walk import walk
 from rig.model import PAGE_SIZE, Checkpoint, CheckResult, PagingMode, Range, Verdict
 
@@ -120,6 +121,9 @@ def control_pages_placed(evidence: Evidence) -> CheckResult:
     be any RAM as long as struct kimage itself points to them and nobody else is known to own them. Where they lie is in
     the figures.
 
+    The image's pgd is a single page: with PTI on, kernels before d0ceea662d45 (6.13) write what lies after it as if it
+    were its user twin.
+
     Code runs at its virtual address first, then at its physical one: both must lead to it in the tables loaded first.
     """
     name = "control-pages-placed"
@@ -127,10 +131,16 @@ def control_pages_placed(evidence: Evidence) -> CheckResult:
     memory, limits = _control_memory(evidence.facts)
     pages = [_place(evidence.facts, page, use, memory) for page, use in _used(evidence, way).items()]
     mappings = _mappings(way)
-    figures = {"pages": [asdict(p) for p in pages], "must": limits, "mappings": mappings}
+    twins = _stray_twins(evidence)
+    figures = {
+        "pages": [asdict(p) for p in pages],
+        "must": limits,
+        "mappings": mappings,
+        "stray_twins": [asdict(twin) for twin in twins],
+    }
     problems = [f"{p.use} at {p.address:#x} ({p.where}) is not {limits}" for p in pages if not p.ok]
     problems += [m["problem"] for m in mappings if m["problem"]]
-    # another source of problems belongs here: the user twin of the image's pgd, written beyond its page (d0ceea662d45)
+    problems += map(str, twins)
     if problems:
         return CheckResult(name, Verdict.FAIL, "; ".join(problems), figures)
     outside = [p for p in pages if not any(p.address in r for r in memory)]
@@ -139,6 +149,22 @@ def control_pages_placed(evidence: Evidence) -> CheckResult:
         told = ", ".join(f"{p.address:#x}" for p in outside)
         summary += f"; the others are struct kimage's own tables for the transition, in ordinary RAM: {told}"
     return CheckResult(name, Verdict.PASS, summary, figures)
+
+
+def _stray_twins(evidence: Evidence) -> list[StrayTwin]:
+    """Pages that PTI took for the user twins of pgds that the hand-over loads, as they were at `panic`.
+
+    Later, control code may hide them: up to 6.13 it is copied over such a page. The crashed task's own pgd has a twin.
+    """
+    facts = evidence.facts
+    if facts.mode not in (PagingMode.FOUR_LEVEL, PagingMode.FIVE_LEVEL):
+        return []
+    own = {(facts.cr3 or 0) & ~(PAGE_SIZE - 1), *facts.tables, *facts.other_tables}
+    loaded = {s.state.cr3 & ~(PAGE_SIZE - 1): None for s in evidence.trace.steps if s.state.paging is not None}
+    try:
+        return stray_twins(evidence.memory(Checkpoint.PANIC), [root for root in loaded if root not in own])
+    except OutsideMemory as problem:
+        raise EvidenceError(f"a pgd or the page after it was not kept at {Checkpoint.PANIC}: {problem}") from problem
 
 
 def _control_memory(facts: Facts) -> tuple[tuple[Range, ...], str]:

@@ -32,6 +32,16 @@ class StrayTwin:
     page: int
     entries: tuple[tuple[int, int], ...]
 
+    def __str__(self) -> str:
+        held = ", ".join(f"[{index}] {value:#018x}" for index, value in self.entries)
+        return f"page {self.page:#x}, after the image's pgd {self.pgd:#x}, holds its {held}"
+
+
+def twin_of(root: int) -> int | None:
+    """Where PTI looks for a pgd's twin, both physical: the page with bit 12 set. None when that is the pgd itself."""
+    page = root & ~(PAGE_SIZE - 1)
+    return None if page & PAGE_SIZE else page | PAGE_SIZE
+
 
 def stray_twin(pgd: bytes, after: bytes) -> tuple[tuple[int, int], ...]:
     """The user-half entries of a pgd that the page after it holds as well: (index, value in that page).
@@ -46,13 +56,11 @@ def stray_twin(pgd: bytes, after: bytes) -> tuple[tuple[int, int], ...]:
 def stray_twins(memory: Memory, roots: Iterable[int]) -> list[StrayTwin]:
     """Of pgds without a twin of their own (physical addresses, bits 11:0 ignored), those that got one nevertheless.
 
-    A pgd on an odd page has none to hit: PTI finds the twin by setting bit 12 of the address. Raises OutsideMemory when
-    a page is not in memory.
+    Raises OutsideMemory when a page is not in memory.
     """
     found = []
     for root in dict.fromkeys(root & ~(PAGE_SIZE - 1) for root in roots):
-        page = root | PAGE_SIZE
-        if page == root:
+        if (page := twin_of(root)) is None:
             continue
         if entries := stray_twin(memory.read(root, PAGE_SIZE), memory.read(page, PAGE_SIZE)):
             found.append(StrayTwin(root, page, entries))

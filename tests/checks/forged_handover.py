@@ -113,6 +113,7 @@ class Handover:
             at // PAGE_SIZE: struct.pack("<512Q", *(table.get(n, 0) for n in range(512)))
             for at, table in tables.items()
         }
+        machine.base.setdefault(CONTROL // PAGE_SIZE, bytes(PAGE_SIZE))  # the page after the image's pgd
         for offset, code in (self.code() | self.page).items():
             machine.change(Checkpoint.HANDOVER, self.control + offset, bytes.fromhex(code))
         machine.trace = trace_text(self.steps(), PAGING_64)

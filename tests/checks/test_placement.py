@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rig.checks import run_check
-from rig.model import CheckResult, PagingMode, Range, Symbol, Verdict
+from rig.model import PAGE_SIZE, CheckResult, PagingMode, Range, Symbol, Verdict
 from tests.checks.forged_handover import (
     CONTROL,
     IDENTITY_PD,
@@ -159,3 +159,20 @@ def test_the_virtual_mapping_must_lead_to_what_is_executed(handover: Handover, t
     handover.page = {0x0B: "00"}
     result = judged(PLACED, handover.machine(), tmp_path)
     assert (result.verdict, "doesn't hold the code" in result.summary) == (Verdict.FAIL, True)
+
+
+def test_a_stray_user_twin_is_named_though_code_was_copied_over_it_later(handover: Handover, tmp_path: Path) -> None:
+    machine = handover.machine()
+    # PTI took the control page for the twin of the image's pgd, the page before it: entry [0], as it was at panic
+    pgd = machine.base[PGD_COPY // PAGE_SIZE]
+    machine.base[CONTROL // PAGE_SIZE] = pgd[:8] + bytes(PAGE_SIZE - 8)
+    result = judged(PLACED, machine, tmp_path)
+    assert result.verdict is Verdict.FAIL
+    assert f"page {CONTROL:#x}, after the image's pgd {PGD_COPY:#x}, holds its [0]" in result.summary
+    assert [twin["page"] for twin in result.figures["stray_twins"]] == [CONTROL]
+
+
+def test_the_page_after_the_images_pgd_must_have_been_kept(handover: Handover, tmp_path: Path) -> None:
+    machine = handover.machine()
+    del machine.base[CONTROL // PAGE_SIZE]
+    assert judged(PLACED, machine, tmp_path).verdict is Verdict.ERROR

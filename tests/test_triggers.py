@@ -1,0 +1,35 @@
+"""Triggers are shell lines: what they say, and what a shell makes of them up to the panic itself."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from rig.triggers import TRIGGERS, trigger_line
+
+TOKEN = "0123456789abcdef"
+
+
+@pytest.mark.parametrize("name", TRIGGERS)
+def test_a_trigger_fits_into_the_shells_quotes_and_keeps_the_token_apart(name: str) -> None:
+    line = trigger_line(TRIGGERS[name], TOKEN)
+    assert line.count("'") == 2
+    assert TOKEN not in line
+
+
+@pytest.mark.skipif(not shutil.which("taskset"), reason="needs taskset")
+def test_the_process_that_pulls_the_trigger_is_on_the_last_cpu() -> None:
+    """The shell process itself, not a child of it: its pgd is the one that counts."""
+    command = TRIGGERS["sysrq-c-last-cpu"].command
+    harmless = re.sub(r"echo c > \S+$", "grep Cpus_allowed_list /proc/$$/status", command)
+    assert harmless != command
+    last = max(os.sched_getaffinity(0))
+    with open("/sys/devices/system/cpu/online") as online:
+        if int(re.split("[-,]", online.read().strip())[-1]) != last:
+            pytest.skip("the machine's last CPU is not for this process")
+    done = subprocess.run(["sh", "-c", harmless], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == f"Cpus_allowed_list:\t{last}"
