@@ -223,7 +223,7 @@ class _Run:
                     start = pfn * PAGE_SIZE - code.start + text
                     addresses.update(a for a in self.kallsyms if start <= a < start + PAGE_SIZE)
                     addresses.add(start)
-        self.learn(text=text)
+        self.learn(text=text, given_back=symbols.given_back(self.kallsyms))
         self.writer.write_symbols(symbols.placed(self.kallsyms, addresses))
 
     # ------------------------------------------------------------ armed

@@ -46,6 +46,10 @@ TOOLS: Mapping[str, tuple[str, str, State]] = {
     "dpkg-deb": ("unpacks kernels and guest tools", "dpkg", State.WARNING),
     "gcc": ("builds the controls: sabotage scenarios and selftest", "gcc", State.WARNING),
     "make": ("builds the controls: sabotage scenarios and selftest", "make", State.WARNING),
+    **{
+        tool: ("builds kernels from source: `rig build`", tool, State.WARNING)
+        for tool in ("flex", "bison", "bc", "patch")
+    },
 }
 
 

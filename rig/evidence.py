@@ -174,6 +174,7 @@ class Facts:
     crash_region: Range | None = None  # what crashkernel= reserved
     symbols: Mapping[str, int] = field(default_factory=dict)
     text: int | None = None  # virtual address of _text: where the "Kernel code" of /proc/iomem begins
+    given_back: tuple[tuple[int, int], ...] = ()  # parts of its image that the kernel freed: virtual, [start, end)
     crash_notes: tuple[tuple[int, int], ...] = ()  # per CPU: physical address, size
     vmcoreinfo: tuple[int, int] | None = None  # physical address, size
     per_cpu: PerCpu | None = None

@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 REAL = ("sh", "cat", "cut", "basename", "dirname", "readlink", "sha256sum", "rm", "mkdir", "chmod", "env", "flock")
 GUEST_TOOLS = ("qemu-system-x86_64", "setpriv", "xz", "gcc", "make")
+KERNEL_TOOLS = ("flex", "bison", "bc", "patch", "ld")
 
 # `python3 -m venv --clear DIR` puts itself there; `-m pip install` makes DIR/bin/rig, which tells what it is given.
 PYTHON = """\
@@ -50,7 +51,7 @@ class Machine:
             (self.bin / name).symlink_to(path)
         self.program("python3", PYTHON)
         self.program("id", "echo 0")
-        for name in GUEST_TOOLS:
+        for name in (*GUEST_TOOLS, *KERNEL_TOOLS):
             self.program(name)
 
     def program(self, name: str, text: str = "") -> None:

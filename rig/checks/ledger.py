@@ -98,7 +98,8 @@ def claims(evidence: Evidence) -> list[Claim]:
     in one interval only: the first 640 KiB (from the hand-over on), slab objects (up to machine_kexec), accessed and
     dirty bits.
     """
-    return [*_particular_claims(evidence), *_symbol_claims(evidence), *_image_claims(evidence)]
+    freed = [Claim(*part, UNACCOUNTED) for part in _given_back(evidence)]
+    return [*_particular_claims(evidence), *freed, *_symbol_claims(evidence), *_image_claims(evidence)]
 
 
 def slab_claims(evidence: Evidence) -> list[Claim]:
@@ -207,19 +208,28 @@ def _ad_claims(evidence: Evidence, a: Checkpoint, b: Checkpoint) -> list[Claim]:
     return found
 
 
+def _given_back(evidence: Evidence) -> list[tuple[int, int]]:
+    """Parts of the kernel's image that are no longer its own: physical, [start, end)."""
+    facts = evidence.facts
+    code = next((r for r in facts.iomem if r.name == "Kernel code"), None)
+    if facts.text is None or code is None:
+        return []
+    move = code.start - facts.text
+    return [(start + move, end + move) for start, end in facts.given_back]
+
+
 def _image_claims(evidence: Evidence) -> list[Claim]:
     """The sections of the kernel image, as /proc/iomem names them."""
     sections = {r.name: r for r in evidence.facts.iomem if r.name in IMAGE}
-    claims = [Claim(r.start, r.last + 1, f"kernel {IMAGE[name]}") for name, r in sections.items()]
-    if "Kernel data" in sections and "Kernel bss" in sections:
-        # arch/x86/kernel/vmlinux.lds.S: .vvar follows .data; /proc/iomem doesn't name it
-        gap = (sections["Kernel data"].last + 1, sections["Kernel bss"].start)
-        claims.append(Claim(*gap, "kernel image between .data and .bss (vvar, init)"))
-    return claims
+    named = [Claim(r.start, r.last + 1, f"kernel {IMAGE[name]}") for name, r in sections.items()]
+    if "Kernel data" in sections and (freed := _given_back(evidence)):
+        # arch/x86/kernel/vmlinux.lds.S: .vvar lies between .data and init; /proc/iomem doesn't name it
+        named.append(Claim(sections["Kernel data"].last + 1, min(freed)[0], "kernel .vvar"))
+    return named
 
 
 def _symbol_claims(evidence: Evidence) -> list[Claim]:
-    """With a vmlinux at hand: the symbols of the kernel's .data and .bss on pages that changed, up to the next one."""
+    """The symbols of the kernel's .data and .bss on pages that changed, as far as kallsyms (or a vmlinux) has them."""
     facts = evidence.facts
     code = next((r for r in facts.iomem if r.name == "Kernel code"), None)
     if facts.text is None or code is None:

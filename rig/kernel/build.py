@@ -197,7 +197,9 @@ class _Builder:
         tree = work / "tree"
         if recipe.patch:
             self._patched_tree(recipe, recipe.patch, tree)
-        elif not tree.exists():
+        elif tree.exists():
+            self._say(f"going on with {recipe.name} where it was stopped")
+        else:
             _copy_tree(self._source(recipe), tree, os.link)
         seconds = time.monotonic()
         self._configure(recipe, tree, work / "log")
@@ -229,6 +231,7 @@ class _Builder:
         plain = self._root / "builds" / recipe.plain.name / "tree"
         with self._alone(plain.parent / "lock"):
             _copy_tree(plain, tree, _link_or_copy)
+            _move_tools(plain, tree)
         _apply(patch, tree)
         (tree.parent / "log").unlink(missing_ok=True)
 
@@ -244,7 +247,7 @@ class _Builder:
             )
 
     def _make(self, recipe: Recipe, tree: Path, log: Path) -> make.Progress:
-        self._say(f"building {recipe.name} with {self._jobs} jobs{self._resuming(tree)}")
+        self._say(f"building {recipe.name} with {self._jobs} jobs")
         ticker = _Ticker(self._say, recipe.name, self._known_steps(recipe))
         argv = ["make", *recipe.make_arguments(), f"-j{self._jobs}", "bzImage"]
         try:
@@ -252,10 +255,6 @@ class _Builder:
         except MachineError as error:
             error.message = f"building {recipe.name}: {error.message}"
             raise
-
-    @staticmethod
-    def _resuming(tree: Path) -> str:
-        return ", going on from where it was stopped" if (tree / "init" / "main.o").exists() else ""
 
     def _known_steps(self, recipe: Recipe) -> int:
         """How many files the newest build of this kind made; 0 when there was none."""
@@ -342,6 +341,13 @@ def _link_or_copy(source: str, target: str) -> None:
         os.link(source, target)
     else:
         shutil.copy2(source, target)
+
+
+def _move_tools(plain: Path, tree: Path) -> None:
+    """Makes what make notes of its tools true in a copy. Unlike the rest of the kernel, tools/ is built by full paths:
+    with those of another tree objtool would be built anew, and since all objects depend on it, the whole kernel."""
+    for note in (tree / "tools").rglob(".*.cmd"):
+        note.write_text(note.read_text().replace(str(plain), str(tree)))
 
 
 def _apply(patch: Path, tree: Path) -> None:

@@ -18,6 +18,11 @@ from rig.model import PAGE_SIZE, Symbol
 # The instant `panic` (DESIGN), best first. Kernels before 4.7 (7bbee5ca3896) have no __crash_kexec.
 PANIC_SYMBOLS = ("__crash_kexec", "crash_kexec")
 TEXT = "_text"  # where the image begins; startup_64, _stext and others are at the same address
+# Parts of the image that the kernel gives to the page allocator when it is up (arch/x86/mm/init.c, free_initmem();
+# arch/x86/mm/mem_encrypt_amd.c, mem_encrypt_free_decrypted_mem()): first symbol, first symbol behind. i386's kallsyms
+# has no second one for the first pair.
+GIVEN_BACK = (("__init_begin", "__init_end"), ("__start_bss_decrypted_unused", "__end_bss_decrypted"))
+_KEPT = frozenset((TEXT, *(name for pair in GIVEN_BACK for name in pair)))  # where others share their address
 # A shell line that prints their lines of /proc/kallsyms. Emulated, reading all 170,000 lines takes 0.3 s for one fixed
 # string and 1.5 s for a pattern; these are in the kernel's first few thousand functions, so each grep ends early.
 COMMAND = f"for s in {MACHINE_KEXEC} {' '.join(PANIC_SYMBOLS)}; do grep -m 1 -wF $s /proc/kallsyms; done"
@@ -44,11 +49,14 @@ def parse_kallsyms(text: str) -> dict[str, int]:
 
 
 def parse_all(text: str, *, modules: bool) -> dict[int, str]:
-    """Address -> name, of several at one address _text or the first: of the kernel, or of modules ("name [module]")."""
+    """Address -> name: of the kernel, or of modules ("name [module]").
+
+    Of several names at one address the first, but for the few that mark where parts of the image begin and end.
+    """
     found: dict[int, str] = {}
     for digits, name, module in _ANY_LINE.findall(text):
         address = int(digits, 16)
-        if address >= LOWEST and bool(module) == modules and (name == TEXT or address not in found):
+        if address >= LOWEST and bool(module) == modules and (name in _KEPT or address not in found):
             found[address] = f"{name} [{module}]" if module else name
     return found
 
@@ -56,6 +64,12 @@ def parse_all(text: str, *, modules: bool) -> dict[int, str]:
 def text_start(symbols: Mapping[int, str]) -> int | None:
     """Where the kernel's image begins, virtual; None without _text."""
     return next((address for address, name in symbols.items() if name == TEXT), None)
+
+
+def given_back(symbols: Mapping[int, str]) -> tuple[tuple[int, int], ...]:
+    """The parts of the image that it no longer owns: [start, end), virtual. Without its end, a part is empty."""
+    at = {name: address for address, name in symbols.items() if name in _KEPT}
+    return tuple((at[start], at.get(end, at[start])) for start, end in GIVEN_BACK if start in at)
 
 
 def moved(symbols: Mapping[int, str], running: Mapping[str, int]) -> dict[int, str]:
@@ -113,5 +127,5 @@ def from_vmlinux(vmlinux: Path, running: Mapping[str, int]) -> dict[int, str]:
         )
     (move,) = moves
     # of several names at one address the one set last stays: _text, or else the first of the table
-    entries.sort(key=lambda entry: entry[0] != TEXT)
+    entries.sort(key=lambda entry: entry[0] not in _KEPT)
     return {address + move: name for name, address in reversed(entries) if address >= LOWEST}

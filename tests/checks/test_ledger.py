@@ -73,3 +73,15 @@ def test_claims_tell_the_owner_of_given_bytes(tmp_path: Path) -> None:
     told = claims(Machine().write(tmp_path))
     spot = Change("", NOTES[0][0], 4)
     assert list(split(spot, told)) == [("crash notes of CPU 0", NOTES[0][0], 4)]
+
+
+def test_what_the_kernel_gave_back_of_its_image_is_not_its_own(tmp_path: Path) -> None:
+    machine = forged()
+    text = 0xC1000000  # virtual, of physical 0xc0000; .data from 0x100000 on
+    start = text + 0x50000
+    machine.learn(text=text, given_back=((start, start + 0x1000),))
+    machine.symbols = (Symbol("before", text + 0x40000, start), Symbol("freed", start, start + 0x1000))
+    machine.change(Checkpoint.HANDOVER, 0x10FFFE, b"12")
+    machine.change(Checkpoint.HANDOVER, 0x110000, b"345")  # in the freed part
+    found = owners(judged(machine, tmp_path, [(MACHINE_KEXEC, "90", 0)]))
+    assert (found["kernel before"]["bytes"], found["unaccounted"]["bytes"]) == (2, 3)
