@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import gzip
 import random
 import resource
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import rig
 from rig import injection, sabotage, saboteur, trace
@@ -27,12 +26,13 @@ from rig.errors import (
     ProtocolError,
     RequestError,
 )
-from rig.evidence import DIED, LISTING, DumpInfo, Evidence, EvidenceWriter, Facts, Kimage, Pattern, to_json
+from rig.evidence import DIED, LISTING, Evidence, EvidenceWriter, to_json
+from rig.facts import DumpInfo, Facts, Kimage, Pattern
 from rig.guest import arming
 from rig.guest.keys import RunKeys
 from rig.judge import judge
 from rig.kernel import kimage, symbols
-from rig.memory import levels, paging
+from rig.memory import levels
 from rig.memory.dump import Words, hashes_at
 from rig.model import PAGE_SIZE, Checkpoint, CpuState, Dump, Failure, Options, Phase, RunPlan, RunResult
 from rig.prepare import Artefacts, prepare
@@ -45,9 +45,6 @@ from rig.vm import tracing
 from rig.vm.deadline import Deadline
 from rig.vm.gdbstub import GdbStub
 from rig.vm.qemu import Vm, ram_ranges
-
-if TYPE_CHECKING:
-    from rig.guest.ssh import GuestSsh
 
 Listener = Callable[[str], None]
 
@@ -123,11 +120,9 @@ class _Run:
         self.guest_ended = False  # the guest reset, triple-faulted or powered off
         self.kallsyms: dict[int, str] = {}  # of the first kernel, address -> name
         self.recording = ""  # of the hand-over, as rig.trace reads it
-        self.code_pages: tuple[int, ...] = ()  # physical: what instructions at CR3 switches lie in
-        self.twin_pages: tuple[int, ...] = ()  # physical: the pages after the pgds that CR3 pointed to
         self.at_panic: tuple[CpuState, ...] = ()  # all CPUs
         self.no_network = "the crash kernel never said"  # why there is no SSH; empty when there is
-        self.dumped_pages: tuple[int, ...] = ()  # physical: to keep from `panic`, for what the dump says of them
+        self.keep: list[int] = []  # physical: pages to keep from `panic` whether or not they change
         self.facts = Facts(rig=rig.__version__, plan=plan)
 
     def learn(self, **news: Any) -> None:
@@ -202,37 +197,29 @@ class _Run:
             raise
         finally:
             self.learn(captured=tuple(recorder.captured))
-            recorder.save(self.writer, self._pages_to_keep())
-            self._save_symbols(recorder)
+            recorder.save(self.writer, self.keep)
+            executed = trace.addresses(self.recording)
+            where = symbols.of_interest(self.kallsyms, executed, self.facts.iomem, recorder.all_changed_pages())
+            self.writer.write_symbols(symbols.placed(self.kallsyms, where))
 
     def _ended_itself(self, vm: Vm) -> bool:
         """Was it the guest's own doing, or QEMU's? QMP may tell a moment later than the gdbstub."""
         ending = vm.watch.wait_for_end(2.0)
         return ending is not None and ending.by_guest
 
-    def _save_symbols(self, recorder: Recorder) -> None:
-        """Those that executed instructions and pages of the kernel image that changed lie in."""
-        text = symbols.text_start(self.kallsyms)
-        code = next((r for r in self.facts.iomem if r.name == "Kernel code"), None)
-        addresses = set(trace.addresses(self.recording))
-        addresses.update(a for a, name in self.kallsyms.items() if kimage.is_control_code(name))
-        if text is not None and code is not None:
-            image = [r for r in self.facts.iomem if r.name in ("Kernel data", "Kernel bss")]
-            for pfn in recorder.all_changed_pages():
-                if any(pfn * PAGE_SIZE in r for r in image):
-                    start = pfn * PAGE_SIZE - code.start + text
-                    addresses.update(a for a in self.kallsyms if start <= a < start + PAGE_SIZE)
-                    addresses.add(start)
-        self.learn(text=text, given_back=symbols.given_back(self.kallsyms))
-        self.writer.write_symbols(symbols.placed(self.kallsyms, addresses))
-
     # ------------------------------------------------------------ armed
 
     def _arm(self, vm: Vm, artefacts: Artefacts, deadline: Deadline) -> int:
         """Load the crash kernel (and the control). Returns the physical address of the control's record, 0 without."""
         known = arming.arm(vm.shell, artefacts.crash_cmdline, deadline)
-        self.kallsyms = self._kallsyms(vm, artefacts, known.symbols, deadline)
+        if artefacts.vmlinux is not None:
+            self.kallsyms = symbols.from_vmlinux(artefacts.vmlinux, known.symbols)
+        else:
+            store = (artefacts.cache, artefacts.kernel.sha256)
+            self.kallsyms = arming.all_symbols(vm.shell, store, known.symbols, deadline, self.listener)
         self.learn(
+            text=symbols.text_start(self.kallsyms),
+            given_back=symbols.given_back(self.kallsyms),
             iomem=known.iomem,
             crash_region=known.crash_region,
             symbols=known.symbols,
@@ -252,18 +239,6 @@ class _Run:
             self.writer.write_registers(Checkpoint.ARMED, vm.info_registers())
         return record
 
-    def _kallsyms(self, vm: Vm, artefacts: Artefacts, running: Mapping[str, int], deadline: Deadline) -> dict[int, str]:
-        """The first kernel's symbols: from the user's vmlinux, or from the guest once for each kernel."""
-        if artefacts.vmlinux is not None:
-            return symbols.from_vmlinux(artefacts.vmlinux, running)
-
-        def ask(path: Path) -> None:
-            self.listener("note: reading the kernel's symbols, once for each kernel")
-            path.write_bytes(arming.read_kallsyms(vm.shell, deadline))
-
-        packed = artefacts.cache.once(f"kallsyms/{artefacts.kernel.sha256}.gz", ask).read_bytes()
-        return symbols.moved(symbols.parse_all(gzip.decompress(packed).decode(), modules=False), running)
-
     # ------------------------------------------------------------ panic to hand-over
 
     def _hand_over(self, vm: Vm, recorder: Recorder, record: int) -> None:
@@ -277,6 +252,7 @@ class _Run:
                 if cpu.paging is None:
                     raise GuestError(f"paging is off at {name}")
                 self.learn(crashing_cpu=cpu.cpu, panic_symbol=name, mode=cpu.paging, cr3=cpu.cr3)
+                self.keep.append(levels.root(cpu.paging, cpu.cr3))
                 self.at_panic = vm.info_registers()
                 self._capture(vm, recorder, Checkpoint.PANIC)
             try:
@@ -300,7 +276,10 @@ class _Run:
             if name != symbols.MACHINE_KEXEC:
                 cpu = self._stop_at(vm, gdb, self.facts.symbols[symbols.MACHINE_KEXEC], deadline)
             self._capture(vm, recorder, Checkpoint.MACHINE_KEXEC)
-            image = self._read_kimage(recorder, cpu)
+            assert self.facts.mode is not None
+            assert self.facts.crash_region is not None
+            image = kimage.read(recorder.live, self.facts.mode, cpu, self.plan.guest.arch, self.facts.crash_region)
+            self.learn(kimage=image)
             self._inject(vm, gdb, recorder, Checkpoint.MACHINE_KEXEC)
         return image
 
@@ -372,30 +351,6 @@ class _Run:
             self.listener(f"note: writing all of memory at {checkpoint}")
             self.writer.write_ram(checkpoint, vm.ram_fd, vm.spec.ram_size)
 
-    def _read_kimage(self, recorder: Recorder, cpu: CpuState) -> Kimage:
-        arch, mode = self.plan.guest.arch, self.facts.mode
-        assert mode is not None
-        assert self.facts.crash_region is not None
-        address = kimage.argument(arch, cpu)
-
-        def physical(virtual: int) -> int:
-            return paging.translate(recorder.live, mode, cpu.cr3, virtual).physical
-
-        try:
-            where = physical(address)
-        except paging.NotMapped as problem:
-            raise EvidenceError(f"the argument of machine_kexec, {address:#x}, is no pointer: {problem}") from problem
-        # never into the next page: that one may lie elsewhere, or nowhere
-        blob = recorder.live.read(where, min(kimage.SIZE, PAGE_SIZE - where % PAGE_SIZE))
-        image = kimage.parse(blob, arch, address, self.facts.crash_region)
-        pages = []
-        for virtual in kimage.page_pointers(blob, arch):
-            with contextlib.suppress(paging.NotMapped):
-                pages.append(physical(virtual))
-        image = replace(image, pages=tuple(pages), segments=kimage.segments(blob, arch, self.facts.crash_region))
-        self.learn(kimage=image)
-        return image
-
     def _inject(self, vm: Vm, gdb: GdbStub, recorder: Recorder, when: Checkpoint) -> None:
         """The debugger's sabotage, if the scenario asks for one at this checkpoint."""
         chosen = injection.INJECTIONS.get(self.plan.scenario.control)
@@ -455,7 +410,8 @@ class _Run:
         recorded = trace.parse(self.recording, self.facts.crashing_cpu, self.facts.symbols[symbols.MACHINE_KEXEC])
         ended = (recorder.at(end), final)
         found = survey(recorder, self.facts, recorded, ended, self.at_panic, self.token.encode())
-        self.code_pages, self.twin_pages = found.code_pages, found.twin_pages
+        self.keep += found.keep
+        self.keep += kimage.code_pages(self.kallsyms, self.facts.text, self.facts.iomem)
         self.learn(
             tables=found.tables,
             user_pgd=found.user_pgd,
@@ -466,21 +422,8 @@ class _Run:
             pattern=Pattern(self.token, *found.pattern),
         )
 
-    def _pages_to_keep(self) -> list[int]:
-        """Physical addresses of pages to keep from `panic` whether or not they change."""
-        pages = [*self.facts.tables, *self.facts.user_tables, *self.facts.handover_tables]
-        pages += [*self.code_pages, *self.twin_pages, *self.dumped_pages]
-        pages += kimage.code_pages(self.kallsyms, symbols.text_start(self.kallsyms), self.facts.iomem)
-        if self.facts.mode is not None and self.facts.cr3 is not None:
-            pages.append(levels.root(self.facts.mode, self.facts.cr3))
-        if self.facts.pattern is not None:
-            pages.append(self.facts.pattern.physical)
-        return pages
-
-    # ------------------------------------------------------------ the dump
-
     def _dump(self, vm: Vm, recorder: Recorder) -> None:
-        """The dump as far as the scenario asks for it: over SSH, else its headers over the console."""
+        """The dump as far as the scenario asks for it."""
         if not self.facts.vmcore_present:
             return  # crash-kernel-boots says so
         from rig import dump  # its imports were loaded while the crash kernel booted
@@ -488,11 +431,10 @@ class _Run:
         assert self.facts.mode is not None
         assert self.facts.cr3 is not None
         pgd = levels.root(self.facts.mode, self.facts.cr3) & ~(PAGE_SIZE - 1)
-        kind = self.plan.scenario.dump
+
         with self.in_phase("dump", "the headers of /proc/vmcore") as deadline, contextlib.ExitStack() as stack:
-            session = self._log_in(vm, stack, deadline)
+            session, why = dump.log_in(vm, self.keys, self.no_network, stack, deadline)
             if session is None:
-                why = self.no_network
                 self.listener(f"note: no SSH ({why}); the dump's headers come over the console")
                 dump.fetch_front(lambda at, n: vm.shell.read_file(dump.VMCORE, at, n, deadline), pgd, self.writer)
                 self.learn(dump=DumpInfo("console", pgd, why))
@@ -500,26 +442,12 @@ class _Run:
             headers = dump.fetch_front(lambda at, n: session.read(dump.VMCORE, at, n, deadline), pgd, self.writer)
             info = DumpInfo("ssh", pgd)
             self.learn(dump=info)
-            if kind is Dump.HEADERS:
+            if (kind := self.plan.scenario.dump) is Dump.HEADERS:
                 return
 
             def at_panic(addresses: Words) -> Words:
                 return hashes_at(addresses, recorder.hash_pages(), self.facts.ram)
 
             whole = dump.take(kind, session, headers, at_panic, self.writer, self.listener, self.options.deadline)
-            self.dumped_pages = whole.differing
+            self.keep += whole.differing
             self.learn(dump=replace(info, transfer=whole.transfer))
-
-    def _log_in(self, vm: Vm, stack: contextlib.ExitStack, deadline: Deadline) -> GuestSsh | None:
-        """A session with the crash kernel's SSH server; None, and the reason in no_network, when there is none."""
-        from rig.guest import ssh
-
-        if self.no_network:
-            return None
-        # half the time: the console must still have its chance
-        patience = Deadline.after(deadline.left / 2, "the crash kernel's SSH server")
-        try:
-            return stack.enter_context(ssh.connect(vm.ssh_port, self.keys, patience, vm.watch))
-        except GuestHung as problem:
-            self.no_network = problem.message
-            return None

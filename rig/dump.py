@@ -9,14 +9,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import IO
 
-from rig.errors import EvidenceError
-from rig.evidence import FILTERED_HEADERS, HEADERS, PGD, EvidenceWriter, Transfer
+from rig.errors import EvidenceError, GuestHung
+from rig.evidence import FILTERED_HEADERS, HEADERS, PGD, EvidenceWriter
+from rig.facts import Transfer
+from rig.guest import ssh
+from rig.guest.keys import RunKeys
 from rig.guest.packages import MAKEDUMPFILE
 from rig.guest.ssh import GuestSsh
 from rig.memory import vmcore
 from rig.memory.dump import DumpHashes, Flattened, Words, cut
 from rig.model import PAGE_SIZE, Dump
 from rig.vm.deadline import Deadline
+from rig.vm.qemu import Vm
 
 Read = Callable[[int, int], bytes]  # offset in a dump, size
 Listener = Callable[[str], None]
@@ -45,6 +49,20 @@ class Whole:
 
     transfer: Transfer
     differing: tuple[int, ...]
+
+
+def log_in(
+    vm: Vm, keys: RunKeys, no_network: str, stack: contextlib.ExitStack, deadline: Deadline
+) -> tuple[GuestSsh | None, str]:
+    """A session with the crash kernel's SSH server, or None and the reason. no_network: known already."""
+    if no_network:
+        return None, no_network
+    # half the time: the console must still have its chance
+    patience = Deadline.after(deadline.left / 2, "the crash kernel's SSH server")
+    try:
+        return stack.enter_context(ssh.connect(vm.ssh_port, keys, patience, vm.watch)), ""
+    except GuestHung as problem:
+        return None, problem.message
 
 
 def fetch_front(read: Read, pgd: int, writer: EvidenceWriter) -> vmcore.VmcoreHeaders:

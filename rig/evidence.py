@@ -35,10 +35,9 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 import numpy as np
@@ -47,6 +46,7 @@ import xxhash
 import zstandard
 
 from rig.errors import EvidenceError, RequestError
+from rig.facts import Facts
 from rig.memory.dump import hashes_at
 from rig.memory.image import PagesMemory
 from rig.memory.packed import pack_hashes, pack_pages, unpack_hashes, unpack_pages
@@ -57,12 +57,6 @@ from rig.model import (
     Checkpoint,
     CpuState,
     Dump,
-    Failure,
-    KernelIdentity,
-    PagingMode,
-    Phase,
-    Range,
-    RunPlan,
     RunResult,
     Symbol,
 )
@@ -83,126 +77,6 @@ DUMP_PAGES = "vmcore/dump.pages.zst"
 LISTING = "handover.txt"
 # Not a checkpoint: the guest died between `machine-kexec` and `handover`, and QEMU has kept it as it was.
 DIED = "died"
-
-
-@dataclass(frozen=True)
-class Kimage:
-    """What the rig reads from `struct kimage` (include/linux/kexec.h), and by which layout."""
-
-    address: int  # virtual
-    start: int  # entry point of the new image
-    layout: str
-    pages: tuple[int, ...] = ()  # physical: pages that the struct points to, its page tables among them
-    segments: tuple[tuple[int, int], ...] = ()  # where the image goes: physical address, bytes; () when not found
-
-
-@dataclass(frozen=True)
-class PerCpu:
-    """The first chunk of the per-CPU allocator, by the kernel's own words. Bytes.
-
-    static: of one CPU, at the start of its unit. used: static, reserved and dynamic part. unit: from CPU to CPU.
-    """
-
-    static: int
-    used: int
-    unit: int
-
-
-@dataclass(frozen=True)
-class Pattern:
-    """The known bytes in the crashing task's own memory, as found through its page tables at `panic`."""
-
-    token: str  # ASCII, repeated
-    virtual: int
-    physical: int
-    bytes: int
-
-
-@dataclass(frozen=True)
-class Transfer:
-    """How the whole dump came from the guest."""
-
-    command: str  # run in the crash kernel
-    bytes: int  # of its output
-    seconds: float  # of wall time
-    protection: str  # cipher, MAC and compression of the SSH session
-
-
-@dataclass(frozen=True)
-class DumpInfo:
-    """How the headers and the pgd page of /proc/vmcore were fetched. via: "ssh" or "console"."""
-
-    via: str
-    physical: int  # of vmcore/pgd.bin
-    note: str = ""  # why not over SSH
-    transfer: Transfer | None = None  # of the whole dump, when that was asked for and came
-
-
-@dataclass(frozen=True)
-class Damage:
-    """Bytes that a sabotage says it changed. address: physical. before, after: `size` bytes, as numbers."""
-
-    address: int
-    size: int
-    before: int
-    after: int
-
-
-@dataclass(frozen=True)
-class RegisterDamage:
-    """A register of the crashing CPU, set at `handover`. register: its name in CpuState (cr4) or in its `general`."""
-
-    register: str
-    before: int
-    after: int
-
-
-UNKNOWN = KernelIdentity(name="", release="", sha256="")  # until the artefacts are there
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What was run and what was learned on the way. Everything a check needs besides memory and registers."""
-
-    rig: str
-    plan: RunPlan
-    kernel: KernelIdentity = UNKNOWN
-    crash_kernel: KernelIdentity = UNKNOWN
-    environment: Mapping[str, Any] = field(default_factory=dict)
-    ram: tuple[tuple[int, int, int], ...] = ()  # (physical start, size, offset in the RAM file)
-    iomem: tuple[Range, ...] = ()  # /proc/iomem when armed
-    crash_region: Range | None = None  # what crashkernel= reserved
-    symbols: Mapping[str, int] = field(default_factory=dict)
-    text: int | None = None  # virtual address of _text: where the "Kernel code" of /proc/iomem begins
-    given_back: tuple[tuple[int, int], ...] = ()  # parts of its image that the kernel freed: virtual, [start, end)
-    crash_notes: tuple[tuple[int, int], ...] = ()  # per CPU: physical address, size
-    vmcoreinfo: tuple[int, int] | None = None  # physical address, size
-    per_cpu: PerCpu | None = None
-    crash_cmdline: str = ""
-    crashing_cpu: int | None = None
-    panic_symbol: str = ""  # where `panic` was taken: __crash_kexec
-    mode: PagingMode | None = None
-    cr3: int | None = None
-    kimage: Kimage | None = None
-    tables: tuple[int, ...] = ()  # physical addresses of the crashed task's page-table pages, the root's first
-    user_pgd: int | None = None  # physical: the user twin of the pgd, with page-table isolation (PTI)
-    user_tables: tuple[int, ...] = ()  # its page-table pages that are not among `tables`, the root's first
-    other_tables: tuple[int, ...] = ()  # of what the other CPUs had in CR3 at `panic`
-    handover_tables: tuple[int, ...] = ()  # physical: pages of all tables that CR3 pointed to during the hand-over
-    slab_pages: tuple[int, ...] = ()  # physical: pages of slab objects among those that changed up to `machine-kexec`
-    pattern: Pattern | None = None
-    crash_release: str = ""  # `uname -r` in the crash kernel, by its own word
-    crash_seconds: float | None = None  # hand-over to its user space, seconds of wall time
-    vmcore_present: bool | None = None
-    dump: DumpInfo | None = None
-    damage: tuple[Damage, ...] = ()  # what the sabotage says it did to memory, by ascending address
-    register_damage: tuple[RegisterDamage, ...] = ()  # and to registers
-    control_memory: tuple[int, int] | None = None  # the control module's own: physical address, size
-    captured: tuple[Checkpoint, ...] = ()  # where memory was
-    phases: tuple[Phase, ...] = ()
-    broke_off: Failure | None = None
-    died: bool = False  # broke off because the panicking guest reset, triple-faulted or powered off
-    post_mortem: bool = False  # it died in the hand-over, and registers and memory were taken then: DIED
 
 
 # ---------------------------------------------------------------- JSON

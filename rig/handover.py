@@ -8,7 +8,8 @@ from functools import cached_property
 
 from rig.disassembly import disassemble, width
 from rig.errors import EvidenceError
-from rig.evidence import Evidence, Facts
+from rig.evidence import Evidence
+from rig.facts import Facts
 from rig.memory import levels, paging
 from rig.memory.paging import NotMapped, Translation
 from rig.memory.physical import Memory, OutsideMemory

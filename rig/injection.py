@@ -14,7 +14,7 @@ import capstone
 import numpy as np
 
 from rig.errors import EvidenceError
-from rig.evidence import Damage, Kimage, RegisterDamage
+from rig.facts import Damage, Kimage, RegisterDamage
 from rig.memory import levels, paging
 from rig.memory.physical import Memory, OutsideMemory
 from rig.memory.walk import AddressSpace, walk

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from rig.errors import EvidenceError
-from rig.evidence import Damage
+from rig.facts import Damage
 from rig.model import PAGE_SIZE
 
 PLACES = ("pattern", "crash_notes")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rig.errors import EvidenceError
-from rig.evidence import Facts
+from rig.facts import Facts
 from rig.memory import paging, pti
 from rig.memory.levels import Flags
 from rig.memory.pagetypes import PageTypes, parse_vmcoreinfo
@@ -25,8 +25,8 @@ USER_DATA = Flags.USER | Flags.WRITABLE
 class Survey:
     """Physical addresses, as in Facts; pattern: virtual, physical, bytes.
 
-    code_pages: where an instruction after a CR3 load lies in the tables before and after it. twin_pages: those that PTI
-    takes for the user twins of what CR3 pointed to.
+    keep: pages that checks want from `panic`, changed or not: all tables and the pattern's page, what an instruction
+    after a CR3 load lies in by the tables before and after it, what PTI takes for user twins of what CR3 pointed to.
     """
 
     tables: tuple[int, ...]
@@ -34,10 +34,9 @@ class Survey:
     user_tables: tuple[int, ...]
     other_tables: tuple[int, ...]
     handover_tables: tuple[int, ...]
-    code_pages: tuple[int, ...]
-    twin_pages: tuple[int, ...]
     slab_pages: tuple[int, ...]
     pattern: tuple[int, int, int]
+    keep: tuple[int, ...]
 
 
 def survey(
@@ -63,23 +62,26 @@ def survey(
     user_pgd = pti.user_pgd(recorder.at_panic, facts.mode, facts.cr3, idt)
     twin = [] if user_pgd is None else [walk(recorder.at_panic, facts.mode, user_pgd)]
     handover_tables, code_pages = _survey_hand_over(*ended, trace, user_pgd)
+    user_tables = tuple(t for t in _table_pages(twin) if t not in set(tables))
+    pattern = _find_pattern(recorder, space, token)
     return Survey(
         tables=tables,
         user_pgd=user_pgd,
-        user_tables=tuple(t for t in _table_pages(twin) if t not in set(tables)),
+        user_tables=user_tables,
         other_tables=_table_pages(others),
         handover_tables=handover_tables,
-        code_pages=code_pages,
-        twin_pages=_twin_pages(trace),
         slab_pages=_slab_pages(recorder, facts),
-        pattern=_find_pattern(recorder, space, token),
+        pattern=pattern,
+        keep=(*tables, *user_tables, *handover_tables, *code_pages, *_twin_pages(trace), pattern[1]),
     )
 
 
 def _survey_hand_over(
     memory: Memory, final: CpuState | None, trace: Trace, user_pgd: int | None
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """(handover_tables, code_pages) as in Survey; tables also of what was changed on the way, the user twin's too.
+    """(tables, pages that instructions at switches lie in).
+
+    Tables also of what was changed on the way, the user twin's too.
 
     memory, final: as in `ended`; no switch of tables leads directly to the new image's entry. The new image hasn't run
     yet, so all tables of the way there still are as they were used.

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from rig.errors import EvidenceError
-from rig.evidence import Damage, Kimage
+from rig.facts import Damage, Kimage
 from rig.injection import AD_BITS, INJECTIONS, Change, Scene
 from rig.memory.image import PagesMemory
 from rig.memory.levels import root_size

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from rig.errors import RequestError
-from rig.evidence import Evidence, RegisterDamage, to_json
+from rig.evidence import Evidence, to_json
+from rig.facts import RegisterDamage
 from rig.judge import judge, judge_dir
 from rig.model import Checkpoint, CheckResult, Failure, PagingMode, RunResult, Symbol, Verdict
 from rig.report.html import render_run

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rig.errors import EvidenceError
-from rig.evidence import Damage
+from rig.facts import Damage
 from rig.sabotage import (
     BLOCK_SIZE,
     MAGIC,

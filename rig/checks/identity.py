@@ -9,7 +9,8 @@ from typing import Any
 from rig.checks import check
 from rig.control import Map, Way, way_of
 from rig.errors import EvidenceError
-from rig.evidence import Evidence, Facts
+from rig.evidence import Evidence
+from rig.facts import Facts
 from rig.memory import identity
 from rig.memory.identity import IdentityMap, Span
 from rig.memory.walk import AddressSpace, ProblemKind, walk

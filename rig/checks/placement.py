@@ -11,8 +11,9 @@ from rig import operands
 from rig.checks import check
 from rig.control import Layout, Map, Way, lay_out, way_of
 from rig.errors import EvidenceError
-from rig.evidence import Evidence, Facts
-from rig.kernel import kimage
+from rig.evidence import Evidence
+from rig.facts import Facts
+from rig.kernel import symbols
 from rig.memory import paging
 from rig.memory.levels import MODES
 from rig.memory.physical import OutsideMemory
@@ -51,7 +52,7 @@ def control_code_fits(evidence: Evidence) -> CheckResult:
     figures: dict[str, Any] = {
         "bytes": size,
         "budget": budget,
-        "bytes_found_by": f"{kimage.CODE_END} of the kernel's symbols" if image else "the code that can be reached",
+        "bytes_found_by": f"{symbols.CODE_END} of the kernel's symbols" if image else "the code that can be reached",
         "budget_found_by": "data behind the code" if layout.data is not None else "the end of the page",
         "equal_bytes": _equal_bytes(evidence, layout),
         **asdict(layout),
@@ -74,8 +75,8 @@ def control_code_fits(evidence: Evidence) -> CheckResult:
 def _image_size(evidence: Evidence) -> int | None:
     """Bytes of the control code and its data by the kernel's symbols (6.14 and newer)."""
     places = {s.name: s.start for s in evidence.symbols}
-    start = next((places[n] for n in kimage.CODE_START if n in places), None)
-    return places[kimage.CODE_END] - start if start is not None and kimage.CODE_END in places else None
+    start = next((places[n] for n in symbols.CODE_START if n in places), None)
+    return places[symbols.CODE_END] - start if start is not None and symbols.CODE_END in places else None
 
 
 def _equal_bytes(evidence: Evidence, layout: Layout) -> int | None:
@@ -85,7 +86,7 @@ def _equal_bytes(evidence: Evidence, layout: Layout) -> int | None:
     """
     facts = evidence.facts
     places = {s.name: s.start for s in evidence.symbols}
-    start = next((places[n] for n in kimage.CODE_START if n in places), None)
+    start = next((places[n] for n in symbols.CODE_START if n in places), None)
     code = next((r for r in facts.iomem if r.name == "Kernel code"), None)
     if start is None or code is None or facts.text is None:
         return None

@@ -9,7 +9,8 @@ from typing import Any
 from rig.checks import check
 from rig.checks.writers import writer
 from rig.errors import EvidenceError
-from rig.evidence import Evidence, Facts
+from rig.evidence import Evidence
+from rig.facts import Facts
 from rig.memory import levels, paging
 from rig.memory.diff import bytes_changed, changed_ranges
 from rig.memory.paging import EntryChanges, NotMapped

@@ -5,12 +5,15 @@ Everything is asked over the guest's shell. What a kernel lacks is told by its C
 
 from __future__ import annotations
 
+import gzip
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from rig.errors import GuestCommandFailed, UnsuitableKernel
-from rig.evidence import PerCpu
+from rig.facts import PerCpu
+from rig.guest.cache import Cache
 from rig.kernel import symbols
 from rig.model import Range
 from rig.vm.deadline import Deadline
@@ -156,7 +159,28 @@ def _explain(problem: GuestCommandFailed, region: Range) -> Exception:
     return problem
 
 
-def read_kallsyms(shell: Shell, deadline: Deadline) -> bytes:
+def all_symbols(
+    shell: Shell,
+    store: tuple[Cache, str],
+    running: Mapping[str, int],
+    deadline: Deadline,
+    listener: Callable[[str], None],
+) -> dict[int, str]:
+    """The first kernel's symbols, address -> name: from the guest once for each kernel, then from the cache.
+
+    store: the cache, and the image's SHA256. running: what the kernel said in this boot.
+    """
+    cache, sha256 = store
+
+    def ask(path: Path) -> None:
+        listener("note: reading the kernel's symbols, once for each kernel")
+        path.write_bytes(_read_kallsyms(shell, deadline))
+
+    packed = cache.once(f"kallsyms/{sha256}.gz", ask).read_bytes()
+    return symbols.moved(symbols.parse_all(gzip.decompress(packed).decode(), modules=False), running)
+
+
+def _read_kallsyms(shell: Shell, deadline: Deadline) -> bytes:
     """/proc/kallsyms as gzip packs it. A few seconds under emulation."""
     shell.run(f"{symbols.COMMAND_ALL} >/tmp/rig-symbols", deadline)
     size = int(shell.run("wc -c </tmp/rig-symbols", deadline))

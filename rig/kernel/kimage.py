@@ -18,20 +18,22 @@ It is found by plausibility, too.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from itertools import pairwise
 
 from rig.errors import EvidenceError
-from rig.evidence import Kimage
-from rig.model import PAGE_SIZE, Arch, CpuState, Range
+from rig.facts import Kimage
+from rig.kernel import symbols
+from rig.memory import paging
+from rig.memory.physical import Memory
+from rig.model import PAGE_SIZE, Arch, CpuState, PagingMode, Range
 
 WORDS = 6
 # How much of the struct is searched for pointers to whole pages: `arch`, with the image's page tables, is near its end.
 SIZE = 1024
 SEGMENT_MAX = 16  # KEXEC_SEGMENT_MAX
-# The kernel's own copy of the control code: relocate_kernel_{32,64}.S, and the section around it since 6.14.
-CODE_START = ("__relocate_kernel_start", "relocate_kernel", "relocate_new_kernel")
-CODE_END = "__relocate_kernel_end"
 _LAYOUTS = (
     (3, "start is word 3 (2.6.20 and newer)"),
     (4, "start is word 4 (with destination, up to 2.6.19)"),
@@ -41,6 +43,27 @@ _LAYOUTS = (
 def argument(arch: Arch, cpu: CpuState) -> int:
     """The first argument at a function's first instruction: RDI; EAX on i386 (-mregparm=3, all since 2.6.20)."""
     return cpu.general["rdi"] if arch is Arch.AMD64 else cpu.general["rax"] & 0xFFFFFFFF
+
+
+def read(memory: Memory, mode: PagingMode, cpu: CpuState, arch: Arch, crash_region: Range) -> Kimage:
+    """The struct that machine_kexec was given; cpu: at its first instruction. EvidenceError when it makes no sense."""
+    address = argument(arch, cpu)
+
+    def physical(virtual: int) -> int:
+        return paging.translate(memory, mode, cpu.cr3, virtual).physical
+
+    try:
+        where = physical(address)
+    except paging.NotMapped as problem:
+        raise EvidenceError(f"the argument of machine_kexec, {address:#x}, is no pointer: {problem}") from problem
+    # never into the next page: that one may lie elsewhere, or nowhere
+    blob = memory.read(where, min(SIZE, PAGE_SIZE - where % PAGE_SIZE))
+    image = parse(blob, arch, address, crash_region)
+    pages = []
+    for virtual in page_pointers(blob, arch):
+        with contextlib.suppress(paging.NotMapped):
+            pages.append(physical(virtual))
+    return replace(image, pages=tuple(pages), segments=segments(blob, arch, crash_region))
 
 
 def page_pointers(blob: bytes, arch: Arch) -> list[int]:
@@ -88,11 +111,6 @@ def _plausible(found: tuple[tuple[int, int], ...], crash_region: Range) -> bool:
     return inside and all(mem + size <= following for (mem, size), (following, _) in pairwise(found))
 
 
-def is_control_code(name: str) -> bool:
-    """Whether a symbol begins or ends the kernel's own copy of the control code."""
-    return name in CODE_START or name == CODE_END
-
-
 def code_pages(kallsyms: Mapping[int, str], text: int | None, iomem: Iterable[Range]) -> list[int]:
     """Physical addresses of the pages that the kernel's own copy of the control code is in; [] when not known.
 
@@ -101,6 +119,6 @@ def code_pages(kallsyms: Mapping[int, str], text: int | None, iomem: Iterable[Ra
     code = next((r for r in iomem if r.name == "Kernel code"), None)
     if text is None or code is None:
         return []
-    found = [address - text + code.start for address, name in kallsyms.items() if name in CODE_START]
+    found = [address - text + code.start for address, name in kallsyms.items() if name in symbols.CODE_START]
     # no control code is larger than a page
     return sorted({(at & ~(PAGE_SIZE - 1)) + n * PAGE_SIZE for at in found for n in (0, 1)})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from elftools.common.exceptions import ELFError
@@ -13,11 +13,14 @@ from elftools.elf.sections import SymbolTableSection
 
 from rig.errors import UnsuitableKernel
 from rig.model import MACHINE_KEXEC as MACHINE_KEXEC
-from rig.model import PAGE_SIZE, Symbol
+from rig.model import PAGE_SIZE, Range, Symbol
 
 # The instant `panic` (DESIGN), best first. Kernels before 4.7 (7bbee5ca3896) have no __crash_kexec.
 PANIC_SYMBOLS = ("__crash_kexec", "crash_kexec")
 TEXT = "_text"  # where the image begins; startup_64, _stext and others are at the same address
+# The kernel's own copy of the control code: relocate_kernel_{32,64}.S, and the section around it since 6.14.
+CODE_START = ("__relocate_kernel_start", "relocate_kernel", "relocate_new_kernel")
+CODE_END = "__relocate_kernel_end"
 # Parts of the image that the kernel gives to the page allocator when it is up (arch/x86/mm/init.c, free_initmem();
 # arch/x86/mm/mem_encrypt_amd.c, mem_encrypt_free_decrypted_mem()): first symbol, first symbol behind. i386's kallsyms
 # has no second one for the first pair.
@@ -82,6 +85,28 @@ def moved(symbols: Mapping[int, str], running: Mapping[str, int]) -> dict[int, s
         raise LookupError(MACHINE_KEXEC)
     move = running[MACHINE_KEXEC] - before
     return {address + move: name for address, name in symbols.items()}
+
+
+def of_interest(
+    symbols: Mapping[int, str], executed: Iterable[int], iomem: Sequence[Range], changed: Iterable[int]
+) -> set[int]:
+    """Virtual addresses whose symbols the evidence needs: of what was executed, of the kernel's own copy of the
+    control code, and of all variables on pages that changed.
+
+    iomem: the first kernel's. changed: pfns.
+    """
+    addresses = {*executed, *(a for a, name in symbols.items() if name in (*CODE_START, CODE_END))}
+    text = text_start(symbols)
+    code = next((r for r in iomem if r.name == "Kernel code"), None)
+    if text is None or code is None:
+        return addresses
+    image = [r for r in iomem if r.name in ("Kernel data", "Kernel bss")]
+    for pfn in changed:
+        if any(pfn * PAGE_SIZE in r for r in image):
+            start = pfn * PAGE_SIZE - code.start + text
+            addresses.update(a for a in symbols if start <= a < start + PAGE_SIZE)
+            addresses.add(start)
+    return addresses
 
 
 def placed(symbols: Mapping[int, str], addresses: Iterable[int]) -> tuple[Symbol, ...]:

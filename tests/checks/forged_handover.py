@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass, field, replace
 
-from rig.evidence import Kimage
+from rig.facts import Kimage
 from rig.model import PAGE_SIZE, Arch, Checkpoint, PagingMode, Range
 from tests.forge import CRASH, GUEST, PGD, Machine
 from tests.trace_text import PAGING_64, Instruction, trace_text

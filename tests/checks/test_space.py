@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rig.checks import run_check
-from rig.evidence import Pattern
+from rig.facts import Pattern
 from rig.model import Checkpoint, CheckResult, Symbol, Verdict
 from tests.checks.forged_trace import record
 from tests.forge import PGD, Machine

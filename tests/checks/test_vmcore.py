@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from rig.checks import run_check
-from rig.evidence import DUMP_PAGES, DumpInfo, Transfer
+from rig.evidence import DUMP_PAGES
+from rig.facts import DumpInfo, Transfer
 from rig.memory.packed import pack_pages
 from rig.model import Checkpoint, CheckResult, Dump, Range, Verdict
 from tests.forge import CRASH, NOTES, PANIC_RIP, PGD, RAM, STACK, Machine, scenario

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rig.errors import GuestCommandFailed, UnsuitableKernel
-from rig.evidence import PerCpu
+from rig.facts import PerCpu
 from rig.guest.arming import _explain, parse_iomem, parse_per_cpu, parse_sections, parse_vmcoreinfo
 from rig.model import Range
 
