@@ -171,8 +171,10 @@ def cancel_on_signal(what: str = "ending the guests") -> Iterator[threading.Even
     try:
         yield cancel
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        # Once cancelled the process is about to end: a second Ctrl-C must not break that off with a stack trace.
+        if not cancel.is_set():
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 # ---------------------------------------------------------------- reports
