@@ -256,14 +256,11 @@ class _Run:
                 self.at_panic = vm.info_registers()
                 self._capture(vm, recorder, Checkpoint.PANIC)
             try:
-                with contextlib.ExitStack() as recording:
-                    # of several CPUs that run at the same time QEMU mixes up the lines
-                    alone = self.plan.guest.cpus == 1
-                    if alone:
-                        recording.enter_context(self._recorded(vm))
+                # of several CPUs that run at the same time QEMU mixes up the lines
+                alone = self.plan.guest.cpus == 1
+                with self._recorded(vm) if alone else contextlib.nullcontext():
                     image = self._to_machine_kexec(vm, gdb, recorder, name, cpu)
-                    if not alone:
-                        recording.enter_context(self._recorded(vm))
+                with self._recorded(vm):
                     self._to_new_image(vm, gdb, recorder, image, record)
             except GuestDied:
                 if self.facts.kimage is not None and self._ended_itself(vm):
@@ -318,7 +315,9 @@ class _Run:
                 yield
         finally:
             if vm.trace_log.exists():
-                self.recording = vm.trace_log.read_text(errors="replace")
+                # What was cut before machine_kexec says nothing of the hand-over, and would hide what does.
+                before = trace.code_of(self.recording) if trace.is_cut(self.recording) else self.recording
+                self.recording = before + vm.trace_log.read_text(errors="replace")
                 self.writer.write_trace(self.recording)
                 vm.trace_log.unlink()
 

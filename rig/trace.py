@@ -25,12 +25,14 @@ from rig.vm import registers
 
 _BLOCK = re.compile(r"^Trace (\d+): \S+ \[[0-9a-f]+/([0-9a-f]+)/.*$", re.MULTILINE)
 _CODE = re.compile(r"^0x([0-9a-f]+):\s+(?:OBJD-T: )?((?:[0-9a-f]{2} ?)+)(?: |$)", re.MULTILINE)
+_CODE_BLOCK = re.compile(r"\A[^\n]*\n(?:0x[0-9a-f]+:.*\n)+")
 # Interrupts and exceptions as they are delivered, the registers after it (do_interrupt_all(), QEMU's
 # target/i386/tcg/seg_helper.c).
 _EVENT = re.compile(r"^ *\d+: v=([0-9a-f]{2}) e=([0-9a-f]+) i=(\d) .*$", re.MULTILINE)
 _RULE = "----------------"  # before what was translated next
 _UNDONE = "Stopped execution of TB chain before"  # the block just logged was left again before it ran
 _REPEATS = re.compile(rb"[\x66\x67\x26\x2e\x36\x3e\x64\x65]*[\xf2\xf3]")  # REP prefixes, others before them
+CUT = "rig: the recording is cut here: it grew too large"  # written by rig.vm.tracing
 MAX_CODE = 15  # bytes of an instruction (SDM vol. 2, 2.3.11)
 
 
@@ -101,8 +103,10 @@ class Change:
 def parse(text: str, cpu: int, start: int | None = None) -> Trace:
     """Read a recording. cpu: the one that panicked. start: leave out all before the instruction at that address.
 
-    :raise EvidenceError: there is no instruction of that CPU in it, or an instruction without its bytes or registers
+    :raise EvidenceError: it was cut, has no instruction of that CPU, or an instruction without its bytes or registers
     """
+    if is_cut(text):
+        raise EvidenceError("the recording of the hand-over is cut: the guest executed far more than a hand-over takes")
     steps: list[Step] = []
     events: list[Event] = []
     others = 0
@@ -124,6 +128,17 @@ def parse(text: str, cpu: int, start: int | None = None) -> Trace:
     if not steps:
         raise EvidenceError(f"the hand-over trace has no instruction of CPU {cpu}")
     return Trace(cpu, tuple(steps), tuple(events), others)
+
+
+def is_cut(text: str) -> bool:
+    """Whether a recording ends before what it was to record."""
+    return CUT in text[-2 * len(CUT) :]
+
+
+def code_of(text: str) -> str:
+    """Of a recording, only what says which bytes instructions have: QEMU tells that once, and later ones rest on it."""
+    blocks = {block: None for part in text.split("IN:")[1:] for block in _CODE_BLOCK.findall(part)}
+    return "".join(f"IN:{block}" for block in blocks)
 
 
 def addresses(text: str) -> list[int]:

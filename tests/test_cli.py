@@ -428,6 +428,10 @@ def test_fetch_gets_what_the_selected_runs_need(
             asked.append(f"kernel {guest.flavour}")
             return types.SimpleNamespace(name=kernel.name, release=f"6.1.0-1-{guest.flavour}")
 
+        def package(self, name: str, arch: Any) -> Any:
+            asked.append(f"source {name}")
+            return types.SimpleNamespace(version="6.1.1-1")
+
         def userland(self, arch: Any, dump: Any) -> None:
             asked.append(f"userland {arch}{' and makedumpfile' * (dump == 'makedumpfile')}")
 
@@ -441,9 +445,11 @@ def test_fetch_gets_what_the_selected_runs_need(
         "userland i386",
         "userland i386 and makedumpfile",
         "headers 6.1.0-1-686-pae",
+        "source linux-source-6.1",
     }
     out, err = capsys.readouterr()
-    assert out == "debian-6.1 for pae: 6.1.0-1-686-pae\n"
+    assert "debian-6.1 for pae: 6.1.0-1-686-pae\n" in out
+    assert "built-6.1-overwrite-pgd for pae: to be built from linux-source-6.1 6.1.1-1\n" in out
     assert "downloading debian-6.1" in err
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from rig.errors import EvidenceError
-from rig.trace import addresses, changes, parse
+from rig.trace import CUT, addresses, changes, code_of, parse
 from tests.forged_trace import CONTROL, END, KERNEL, NEW, OLD, Did, at, block, dump, event, trace_line, way
 
 REP_MOVSL = bytes.fromhex("f3a5")
@@ -104,3 +104,14 @@ def test_a_fault_leaves_the_state_in_which_it_was_raised() -> None:
     state = replace(at(CONTROL, cr3=NEW), cr2=CONTROL)
     trace = parse(block(way()[0]) + event(14, state, error=0x10), 0)
     assert (trace.events[0].state.cr2, trace.events[0].error) == (CONTROL, 0x10)
+
+
+def test_a_recording_that_was_cut_is_no_trace_but_its_code_is_known_later() -> None:
+    first, *rest = way()
+    cut = block(first) + f"\n{CUT}\n"
+    with pytest.raises(EvidenceError, match="is cut"):
+        parse(cut, 0)
+    # executed again: QEMU does not say its bytes a second time
+    again = trace_line(first.state.general["rip"]) + dump(first.state)
+    trace = parse(code_of(cut) + again + "".join(map(block, rest)), 0)
+    assert [step.code for step in trace.steps] == [did.code for did in way()]

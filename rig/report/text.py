@@ -120,7 +120,15 @@ def _entry_lines(check: CheckResult, width: int) -> Iterator[_Line]:
 
 
 def _check_lines(result: RunResult, width: int) -> Iterator[_Line]:
-    """A line or two per check. The summary of pgd-survives is left out where the headline has said it."""
+    """A line or two per check. The summary of pgd-survives is left out where the headline has said it.
+
+    When nothing could be judged, one line says so: why it broke off stands above.
+    """
+    if result.error is not None and all(check.verdict is Verdict.ERROR for check in result.checks):
+        yield _Line(
+            f"    none of {plural(len(result.checks), 'check', 'checks')} could be judged", STYLES[Tone.UNKNOWN]
+        )
+        return
     names = max((len(check.name) for check in result.checks), default=0)
     for check in result.checks:
         became = check_outcome(check, result)

@@ -7,12 +7,14 @@ executes by itself and logs nothing: there the rig steps, and writes the same li
 from __future__ import annotations
 
 import contextlib
+import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rig.errors import GuestError, ProtocolError
-from rig.trace import MAX_CODE
+from rig.errors import Cancelled, GuestError, ProtocolError
+from rig.trace import CUT, MAX_CODE
 from rig.vm.deadline import Deadline
 
 if TYPE_CHECKING:
@@ -24,21 +26,48 @@ _TRACE = "exec,cpu,in_asm,int,nochain"
 _ONE_INSTRUCTION = ("one-insn-per-tb", "singlestep")
 
 
+# Bytes of a recording. A crash path takes 10,000 instructions, 12 MB; a guest that loops would fill the disk.
+LIMIT = 256 << 20
+_LOOK = 0.1  # seconds between two looks at its size
+
+
 @contextlib.contextmanager
 def logged(vm: Vm, path: Path) -> Iterator[None]:
-    """Have QEMU write all that its CPUs execute into `path`, over TCG, until the context ends. The VM must be held."""
+    """Have QEMU write all that its CPUs execute into `path`, over TCG, until the context ends. The VM must be held.
+
+    A recording that reaches LIMIT ends there, with rig.trace.CUT as its last line; the guest goes on.
+    """
     switch = _switch(vm)
     _command(vm, f"logfile {path}")
     _command(vm, f"{switch} on")
     _command(vm, f"log {LOG_ALWAYS},{_TRACE}")
+    done = threading.Event()
+    guard = threading.Thread(target=_guard, args=(vm, switch, path, done), name="trace-guard", daemon=True)
+    guard.start()
     try:
         yield
     finally:
+        done.set()
+        guard.join()
         # after an error as well: a guest that died of the hand-over has left its last instructions there
         with contextlib.suppress(GuestError, ProtocolError):
             _command(vm, f"log {LOG_ALWAYS}")
             _command(vm, f"{switch} off")
             _command(vm, f"logfile {vm.log}")
+        if path.exists() and path.stat().st_size >= LIMIT:
+            os.truncate(path, LIMIT)
+            with path.open("a", encoding="ascii") as out:
+                out.write(f"\n{CUT}\n")
+
+
+def _guard(vm: Vm, switch: str, path: Path, done: threading.Event) -> None:
+    """Stop the log once it is too large, and translating for it: what is translated unseen can't be logged later."""
+    while not done.wait(_LOOK):
+        if path.exists() and path.stat().st_size >= LIMIT:
+            with contextlib.suppress(GuestError, ProtocolError, Cancelled):
+                _command(vm, f"{switch} off")
+                _command(vm, f"log {LOG_ALWAYS}")
+            return
 
 
 def stepped(vm: Vm, path: Path, until: int, deadline: Deadline) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rig.errors import GuestDied
+from rig.errors import EvidenceError, GuestDied
 from rig.trace import Trace, parse
 from rig.vm import tracing
 from rig.vm.deadline import Deadline
@@ -111,3 +111,20 @@ def test_the_exception_that_a_guest_dies_of_is_recorded(make_spec: MakeSpec, tmp
         fault = parse(path.read_text(), 0).events[0]
         assert (fault.before, fault.vector, fault.software) == (2, 6, False)
         assert fault.state.general["rip"] == last.pc
+
+
+def test_a_recording_that_grows_too_large_is_cut_and_the_guest_goes_on(
+    make_spec: MakeSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracing, "LIMIT", 1 << 20)
+    long = b"\xb9" + (1 << 24).to_bytes(4, "little") + b"\x49\x75\xfd"  # COUNT, for far more than a MiB
+    path, end = tmp_path / "cut", START + len(long)
+    with Vm(make_spec(READY + again(long))) as vm:
+        vm.console.expect(["ready"], soon())
+        vm.gdb.attach()
+        vm.gdb.set_breakpoint(end)
+        with tracing.logged(vm, path):
+            assert vm.gdb.continue_until_stop(soon()).pc == end
+    assert path.stat().st_size < 2 << 20
+    with pytest.raises(EvidenceError, match="is cut"):
+        parse(path.read_text(), 0)
