@@ -119,6 +119,7 @@ class _Run:
         self.token = secrets.token_hex(TOKEN_BYTES)
         self.guest_ended = False  # the guest reset, triple-faulted or powered off
         self.kallsyms: dict[int, str] = {}  # of the first kernel, address -> name
+        self.parts: list[str] = []  # of the recording, as they were taken
         self.recording = ""  # of the hand-over, as rig.trace reads it
         self.at_panic: tuple[CpuState, ...] = ()  # all CPUs
         self.no_network = "the crash kernel never said"  # why there is no SSH; empty when there is
@@ -198,7 +199,8 @@ class _Run:
         finally:
             self.learn(captured=tuple(recorder.captured))
             recorder.save(self.writer, self.keep)
-            executed = trace.addresses(self.recording)
+            self._keep_recording()
+            executed = trace.addresses("".join(self.parts))
             where = symbols.of_interest(self.kallsyms, executed, self.facts.iomem, recorder.all_changed_pages())
             self.writer.write_symbols(symbols.placed(self.kallsyms, where))
 
@@ -315,11 +317,19 @@ class _Run:
                 yield
         finally:
             if vm.trace_log.exists():
-                # What was cut before machine_kexec says nothing of the hand-over, and would hide what does.
-                before = trace.code_of(self.recording) if trace.is_cut(self.recording) else self.recording
-                self.recording = before + vm.trace_log.read_text(errors="replace")
-                self.writer.write_trace(self.recording)
+                self.parts.append(vm.trace_log.read_text(errors="replace"))
                 vm.trace_log.unlink()
+
+    def _keep_recording(self) -> None:
+        """Into the evidence, once: the hand-over, and apart from it what led there."""
+        if not self.parts or self.recording:
+            return
+        *before, last = self.parts
+        led_there = "".join(before)
+        self.recording = trace.code_of(led_there) + last
+        self.writer.write_trace(self.recording)
+        if led_there and not trace.is_cut(led_there):
+            self.writer.write_before(led_there)
 
     def _post_mortem(self, vm: Vm, recorder: Recorder) -> None:
         """The guest died in the hand-over, and QEMU has paused it as it was: take what shows why."""
@@ -406,6 +416,7 @@ class _Run:
         final: the crashing CPU's state there, when that is not the new image's entry.
         """
         assert self.facts.crashing_cpu is not None
+        self._keep_recording()
         recorded = trace.parse(self.recording, self.facts.crashing_cpu, self.facts.symbols[symbols.MACHINE_KEXEC])
         ended = (recorder.at(end), final)
         found = survey(recorder, self.facts, recorded, ended, self.at_panic, self.token.encode())

@@ -165,8 +165,8 @@ class Layout:
     """The control page as it was used. All but `page` are offsets into it, in bytes.
 
     code: [start, end) of all instructions that were executed on it or that those can branch to. copied: what was copied
-    there in the trace; None when nothing was. data: the lowest byte, on the code or behind it, that is accessed as data
-    and is no part of the image; None when there is none. stack_low: the lowest stack pointer; None without a stack.
+    there in the trace; None when nothing was. data: the lowest byte that is accessed as data and is no part of the
+    image; None when there is none. stack_low: the lowest stack pointer; None without a stack.
     overwritten: where an instruction that was executed is no longer in memory as it was executed.
     """
 
@@ -196,7 +196,8 @@ def lay_out(way: Way, image_size: int = 0) -> Layout:
     code = min(instructions), max(at + size for at, size in instructions.items())
     copied, data = _uses(way, page, instructions)
     inside = {at for start, size in instructions.items() for at in range(start, start + size)}
-    behind = [at for at in data if at in inside or at >= max(code[1], image_size)]
+    # Only an image whose size the symbols tell has data of its own between its instructions.
+    behind = [at for at in data if not image_size or at in inside or at >= image_size]
     return Layout(
         page=page,
         code=code,

@@ -1,8 +1,9 @@
 """The seam between a live run and its judgement: the only code that writes or reads an evidence directory.
 
     symbols.json.zst            the kernel's symbols that executed instructions and changed memory lie in
-    trace.log.zst               the way from `panic` (several CPUs, KVM: from machine_kexec) to the new image,
-                                instruction by instruction, as QEMU logged it: see rig/trace.py
+    trace.log.zst               the way from machine_kexec to the new image, instruction by instruction, as QEMU logged
+                                it: see rig/trace.py
+    before.log.zst              the same from `panic` to machine_kexec (one CPU, TCG)
     handover.txt                the hand-over for people, an instruction a line
     run.json                    Facts: what was run, and what the guest said about itself
     result.json, report.html    the verdict, and the same for people
@@ -57,6 +58,7 @@ from rig.model import (
     Checkpoint,
     CpuState,
     Dump,
+    Range,
     RunResult,
     Symbol,
 )
@@ -69,6 +71,7 @@ REGISTERS = "registers"
 MEMORY = "memory"
 SYMBOLS = "symbols.json.zst"
 TRACE = "trace.log.zst"
+BEFORE = "before.log.zst"
 HEADERS = "vmcore/headers.bin"
 PGD = "vmcore/pgd.bin"
 FILTERED_HEADERS = "vmcore/filtered-headers.bin"
@@ -160,6 +163,10 @@ class EvidenceWriter:
     def write_symbols(self, symbols: Iterable[Symbol]) -> None:
         """Symbols of the first kernel: those that matter to the evidence."""
         self.write(SYMBOLS, zstandard.compress(to_json(tuple(symbols)), 3))
+
+    def write_before(self, text: str) -> None:
+        """The recording of what led to the hand-over."""
+        self.write(BEFORE, zstandard.compress(text.encode(), 3))
 
     def write_trace(self, text: str) -> None:
         """The recording of the hand-over, as it came."""
@@ -295,6 +302,15 @@ class Evidence:
             return ()
         return from_json(self._unpacked(SYMBOLS), tuple[Symbol, ...], self.path / SYMBOLS)
 
+    @cached_property
+    def given_back(self) -> tuple[Range, ...]:
+        """Parts of the first kernel's image that it has freed: physical. What lies there is anybody's."""
+        code = next((r for r in self.facts.iomem if r.name == "Kernel code"), None)
+        if self.facts.text is None or code is None:
+            return ()
+        move = code.start - self.facts.text
+        return tuple(Range(start + move, end + move - 1, "freed") for start, end in self.facts.given_back)
+
     def symbol_at(self, address: int) -> str:
         """ "name+0x1f" of a virtual address in the first kernel; the bare address when no symbol is known there."""
         for symbol in self.symbols:
@@ -305,7 +321,9 @@ class Evidence:
     @cached_property
     def trace(self) -> Trace:
         """What the crashing CPU executed from machine_kexec on; up to its death, when it never got to the new image."""
-        return self._trace_from(self.facts.symbols.get(MACHINE_KEXEC))
+        if self.facts.crashing_cpu is None:
+            raise EvidenceError("`panic` was never reached: there is no hand-over trace")
+        return self._parsed(self._unpacked(TRACE), self.facts.symbols.get(MACHINE_KEXEC))
 
     @cached_property
     def recording(self) -> Trace:
@@ -313,13 +331,14 @@ class Evidence:
 
         The way from `panic` is recorded of guests with one CPU under TCG only. Takes a while to read.
         """
-        return self._trace_from(None)
+        if self.facts.crashing_cpu is None:
+            raise EvidenceError("`panic` was never reached: nothing was recorded")
+        before = self._unpacked(BEFORE) if (self.path / BEFORE).exists() else b""
+        return self._parsed(before + self._unpacked(TRACE), None)
 
-    def _trace_from(self, start: int | None) -> Trace:
-        cpu = self.facts.crashing_cpu
-        if cpu is None:
-            raise EvidenceError("`panic` was never reached: there is no hand-over trace")
-        return parse_trace(self._unpacked(TRACE).decode("ascii", errors="replace"), cpu, start)
+    def _parsed(self, text: bytes, start: int | None) -> Trace:
+        assert self.facts.crashing_cpu is not None
+        return parse_trace(text.decode("ascii", errors="replace"), self.facts.crashing_cpu, start)
 
     @property
     def hand_over_end(self) -> str:

@@ -98,7 +98,7 @@ def claims(evidence: Evidence) -> list[Claim]:
     in one interval only: the first 640 KiB (from the hand-over on), slab objects (up to machine_kexec), accessed and
     dirty bits.
     """
-    freed = [Claim(*part, UNACCOUNTED) for part in _given_back(evidence)]
+    freed = [Claim(part.start, part.last + 1, UNACCOUNTED) for part in evidence.given_back]
     return [*_particular_claims(evidence), *freed, *_symbol_claims(evidence), *_image_claims(evidence)]
 
 
@@ -208,23 +208,14 @@ def _ad_claims(evidence: Evidence, a: Checkpoint, b: Checkpoint) -> list[Claim]:
     return found
 
 
-def _given_back(evidence: Evidence) -> list[tuple[int, int]]:
-    """Parts of the kernel's image that are no longer its own: physical, [start, end)."""
-    facts = evidence.facts
-    code = next((r for r in facts.iomem if r.name == "Kernel code"), None)
-    if facts.text is None or code is None:
-        return []
-    move = code.start - facts.text
-    return [(start + move, end + move) for start, end in facts.given_back]
-
-
 def _image_claims(evidence: Evidence) -> list[Claim]:
     """The sections of the kernel image, as /proc/iomem names them."""
     sections = {r.name: r for r in evidence.facts.iomem if r.name in IMAGE}
     named = [Claim(r.start, r.last + 1, f"kernel {IMAGE[name]}") for name, r in sections.items()]
-    if "Kernel data" in sections and (freed := _given_back(evidence)):
+    if "Kernel data" in sections and evidence.given_back:
         # arch/x86/kernel/vmlinux.lds.S: .vvar lies between .data and init; /proc/iomem doesn't name it
-        named.append(Claim(sections["Kernel data"].last + 1, min(freed)[0], "kernel .vvar"))
+        init = min(part.start for part in evidence.given_back)
+        named.append(Claim(sections["Kernel data"].last + 1, init, "kernel .vvar"))
     return named
 
 

@@ -130,7 +130,7 @@ def control_pages_placed(evidence: Evidence) -> CheckResult:
     name = "control-pages-placed"
     way = way_of(evidence)
     memory, limits = _control_memory(evidence.facts)
-    pages = [_place(evidence.facts, page, use, memory) for page, use in _used(evidence, way).items()]
+    pages = [_place(evidence, page, use, memory) for page, use in _used(evidence, way).items()]
     mappings = _mappings(way)
     twins = _stray_twins(evidence)
     figures = {
@@ -218,9 +218,12 @@ def _copying_tables(way: Way) -> list[int]:
     return found
 
 
-def _place(facts: Facts, address: int, use: str, memory: Iterable[Range]) -> Page:
+def _place(evidence: Evidence, address: int, use: str, memory: Iterable[Range]) -> Page:
+    facts = evidence.facts
     assert facts.kimage is not None
-    holders = sorted((r for r in facts.iomem if address in r), key=lambda r: r.depth)
+    # what the kernel's image has given back is RAM like any other
+    freed = any(address in part for part in evidence.given_back)
+    holders = sorted((r for r in facts.iomem if address in r and not (freed and r.depth)), key=lambda r: r.depth)
     where = holders[-1].name if holders else "not in /proc/iomem"
     ok = any(address in r for r in memory)
     if use == TRANSITION and not ok:

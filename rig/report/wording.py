@@ -94,7 +94,12 @@ def headline(result: RunResult) -> str:
         return phase + printable(result.error.message)
     check = find_check(result, PGD_CHECK)
     sentence = pgd_sentence(check) if check is not None else ""
-    return sentence or checks_sentence(result)
+    if not sentence:
+        return checks_sentence(result)
+    others = [c.name for c in result.checks if c.verdict is Verdict.FAIL and c is not check]
+    if others and check is not None and check.verdict is Verdict.PASS:
+        return f"{', '.join(others)} failed. {sentence}"
+    return sentence
 
 
 def pgd_sentence(check: CheckResult) -> str:

@@ -70,6 +70,13 @@ def test_headline_says_page_bytes_and_span() -> None:
     )
 
 
+def test_headline_names_what_failed_though_the_pgd_survived() -> None:
+    [pgd, *others] = forge.PASSED.checks
+    failed = replace(others[0], verdict=Verdict.FAIL)
+    told = headline(replace(forge.PASSED, checks=(pgd, failed, *others[1:])))
+    assert told == f"{failed.name} failed. {headline(forge.PASSED)}"
+
+
 def test_headline_of_an_error_is_the_error() -> None:
     assert headline(forge.BROKEN_OFF).startswith("In phase boot: the guest printed nothing")
 
