@@ -15,6 +15,7 @@ from functools import cached_property
 from capstone import x86_const as x86
 
 from rig import operands
+from rig.disassembly import width
 from rig.errors import EvidenceError
 from rig.evidence import Evidence
 from rig.kernel.symbols import MACHINE_KEXEC
@@ -192,7 +193,7 @@ def lay_out(way: Way, image_size: int = 0) -> Layout:
     except OutsideMemory as problem:
         raise EvidenceError(f"the control page {page:#x} was not kept") from problem
     executed = {at: step.code for at, step in way.on(page)}
-    instructions = reachable(blob, executed, operands.is_64_bit(way.switched[-1].state))
+    instructions = reachable(blob, executed, width(way.switched[-1].state) == 64)
     code = min(instructions), max(at + size for at, size in instructions.items())
     copied, data = _uses(way, page, instructions)
     inside = {at for start, size in instructions.items() for at in range(start, start + size)}

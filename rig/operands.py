@@ -14,6 +14,7 @@ from typing import Any
 import capstone
 from capstone import x86_const as x86
 
+from rig.disassembly import width
 from rig.errors import EvidenceError
 from rig.model import CpuState
 from rig.trace import Step
@@ -44,11 +45,6 @@ class Access:
     stack: bool
 
 
-def is_64_bit(state: CpuState) -> bool:
-    """Whether the CPU runs 64-bit code: EFER.LMA and CS.L (descriptor bit 21) (SDM vol. 3, 5.2.1)."""
-    return bool(state.efer >> 10 & 1 and state.segments["cs"].flags >> 21 & 1)
-
-
 @functools.lru_cache(8192)
 def decode(code: bytes, address: int, wide: bool) -> Any:
     """Capstone's instruction of these bytes. EvidenceError when they are none."""
@@ -67,7 +63,7 @@ def _decoder(wide: bool) -> Any:
 
 def moves_string(step: Step) -> bool:
     """Whether it is MOVS, STOS or LODS: what the kernel copies pages with."""
-    return decode(step.code, step.pc, is_64_bit(step.state)).id in _MOVES
+    return decode(step.code, step.pc, width(step.state) == 64).id in _MOVES
 
 
 def accesses(step: Step) -> tuple[Access, ...]:
@@ -75,11 +71,11 @@ def accesses(step: Step) -> tuple[Access, ...]:
 
     :raise EvidenceError: bytes that are no instruction
     """
-    return tuple(_accesses(step.state, decode(step.code, step.pc, is_64_bit(step.state))))
+    return tuple(_accesses(step.state, decode(step.code, step.pc, width(step.state) == 64)))
 
 
 def _accesses(state: CpuState, instruction: Any) -> Iterator[Access]:
-    wide = is_64_bit(state)
+    wide = width(state) == 64
     if instruction.id not in _NO_ACCESS:
         for operand in instruction.operands:
             if operand.type == x86.X86_OP_MEM:

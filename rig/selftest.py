@@ -119,9 +119,11 @@ def unproved(table: Sequence[Row], registry: Iterable[str]) -> list[str]:
 def lines(table: Sequence[Row], registry: Iterable[str]) -> list[str]:
     """The table for people: a row a sabotage, a column a check; then what went wrong, and what it comes to."""
     letters = dict(zip(registry, ascii_letters, strict=False))
-    width = max(len(row.id) for row in table)
+    labels = _labels(table)
+    width = max(map(len, labels))
     out = [f"{'':{width}}  {' '.join(letters.values())}"]
-    out += [f"{row.id:{width}}  {' '.join(_cell(row, name) for name in letters)}".rstrip() for row in table]
+    for label, row in zip(labels, table, strict=True):
+        out.append(f"{label:{width}}  {' '.join(_cell(row, name) for name in letters)}".rstrip())
     out += ["", *(f"{letter} {name}" for name, letter in letters.items()), "", *LEGEND.split("   ")]
     for row in table:
         if row.surprise:
@@ -133,6 +135,12 @@ def lines(table: Sequence[Row], registry: Iterable[str]) -> list[str]:
     caught = sum(row.caught for row in table)
     out += ["", f"{caught} of {len(table)} sabotages were caught by exactly the checks that should catch them"]
     return out
+
+
+def _labels(table: Sequence[Row]) -> list[str]:
+    """SCENARIO@GUEST, which fits into a terminal; the whole ids when several kernels are among them."""
+    short = [row.id.partition("/")[0] for row in table]
+    return short if len(set(short)) == len(short) else [row.id for row in table]
 
 
 def _cell(row: Row, check: str) -> str:

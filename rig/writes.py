@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from rig.disassembly import width
 from rig.memory import paging
 from rig.memory.physical import Memory, OutsideMemory
 from rig.model import PAGE_SIZE, CpuState, PagingMode
@@ -58,16 +59,10 @@ class _Operand:
     push: bool = False  # the address is that of the stack's top before; the bytes lie below
 
 
-def disassembly(step: Step) -> str:
-    """Mnemonic and operands, Intel syntax; the bytes when there is no such instruction."""
-    found = next(iter(_decoder(_width(step.state)).disasm(step.code, step.pc, 1)), None)
-    return f"{found.mnemonic} {found.op_str}".strip() if found is not None else step.code.hex(" ")
-
-
 def virtual_writes(step: Step) -> Iterator[tuple[int, int]]:
     """(linear address, bytes) of each write of one step, through all its repeats."""
     general = step.state.general
-    for operand in _operands(step.code, _width(step.state)):
+    for operand in _operands(step.code, width(step.state)):
         mask = (1 << 8 * operand.address_size) - 1
 
         def register(name: str, mask: int = mask) -> int:
@@ -138,30 +133,22 @@ class Writers:
 # ---------------------------------------------------------------- one instruction
 
 
-def _width(state: CpuState) -> int:
-    """Bits of the code that a CPU runs: CS.L in long mode, else CS.D (SDM vol. 3, 3.4.5)."""
-    flags = state.segments["cs"].flags
-    if state.efer >> 10 & 1 and flags >> 21 & 1:
-        return 64
-    return 32 if flags >> 22 & 1 else 16
-
-
 @functools.cache
-def _decoder(width: int) -> Any:
+def _decoder(bits: int) -> Any:
     import capstone  # takes a while
 
     modes = {64: capstone.CS_MODE_64, 32: capstone.CS_MODE_32, 16: capstone.CS_MODE_16}
-    decoder = capstone.Cs(capstone.CS_ARCH_X86, modes[width])
+    decoder = capstone.Cs(capstone.CS_ARCH_X86, modes[bits])
     decoder.detail = True
     return decoder
 
 
 @functools.lru_cache(maxsize=1 << 14)
-def _operands(code: bytes, width: int) -> tuple[_Operand, ...]:
+def _operands(code: bytes, bits: int) -> tuple[_Operand, ...]:
     """What an instruction writes to. Nothing when its bytes make no instruction."""
     import capstone
 
-    found = next(iter(_decoder(width).disasm(code, 0, 1)), None)
+    found = next(iter(_decoder(bits).disasm(code, 0, 1)), None)
     if found is None:
         return ()
     mnemonic = found.mnemonic.split()[-1]
@@ -192,9 +179,9 @@ def _operands(code: bytes, width: int) -> tuple[_Operand, ...]:
             )
         )
     if mnemonic in _PUSHED:
-        word = 2 if found.prefix[2] == 0x66 or width == 16 else width // 8
+        word = 2 if found.prefix[2] == 0x66 or bits == 16 else bits // 8
         size = _PUSHED[mnemonic] * word
-        operands.append(_Operand("ss", "rsp", "", 1, 0, size, width // 8, push=True))
+        operands.append(_Operand("ss", "rsp", "", 1, 0, size, bits // 8, push=True))
     return tuple(operands)
 
 
@@ -221,7 +208,7 @@ def _signed(value: int, size: int) -> int:
 
 
 def _base(state: CpuState, segment: str) -> int:
-    if _width(state) == 64 and segment not in _IN_64_BIT:
+    if width(state) == 64 and segment not in _IN_64_BIT:
         return 0
     return state.segments[segment].base
 

@@ -115,11 +115,11 @@ RESULTS = [
 def test_the_table_says_expected_and_seen_for_each_check() -> None:
     printed = lines(rows(RESULTS), REGISTRY)
     assert printed[:5] == [
-        "                  a b c d e",
-        "pgd@box/stock     F . . .",
-        "dead@box/stock    - F - -",
-        "missed@box/stock  . . ! .",
-        "extra@box/stock   F X . .",
+        "            a b c d e",
+        "pgd@box     F . . .",
+        "dead@box    - F - -",
+        "missed@box  . . ! .",
+        "extra@box   F X . .",
     ]
     assert "e vmcore-faithful" in printed
     text = "\n".join(printed)

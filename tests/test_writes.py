@@ -10,7 +10,7 @@ import pytest
 from rig.memory.image import PagesMemory
 from rig.model import Segment
 from rig.trace import Step
-from rig.writes import Writers, disassembly, virtual_writes, writes
+from rig.writes import Writers, virtual_writes, writes
 from tests.forge import PGD, cpu, pgd_page
 
 CODE32 = Segment(0x60, 0, 0xFFFFFFFF, 0x00C09B00)
@@ -85,8 +85,3 @@ def test_writes_are_translated_page_by_page_and_the_last_one_counts() -> None:
     ]
     told = sorted((start, end, s.number) for s, start, end in Writers(found).last(0x2FF0, 0x3006))
     assert told == [(0x2FF8, 0x3000, 0), (0x3000, 0x3004, 1), (0x3004, 0x3006, 0)]
-
-
-def test_an_instruction_is_shown_as_a_debugger_would() -> None:
-    assert disassembly(step("8903")) == "mov dword ptr [ebx], eax"
-    assert disassembly(step("89")) == "89"  # cut off: no instruction

@@ -9,12 +9,13 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
+from rig.disassembly import disassemble, width
 from rig.errors import EvidenceError
 from rig.evidence import Evidence
 from rig.memory.physical import Memory
 from rig.model import MACHINE_KEXEC, Checkpoint
 from rig.trace import Step
-from rig.writes import Writers, disassembly, writes
+from rig.writes import Writers, writes
 
 Interval = tuple[Checkpoint, Checkpoint]
 SHOWN = 8  # instructions that figures tell
@@ -98,7 +99,7 @@ def _instructions(evidence: Evidence, writers: Writers, ranges: Sequence[tuple[i
             "step": number,
             "address": step.pc,
             "symbol": evidence.symbol_at(step.pc),
-            "instruction": disassembly(step),
+            "instruction": disassemble(step.code, step.pc, width(step.state)),
             "physical": min(low for low, _ in where),
             "bytes": sum(high - low for low, high in where),
         }

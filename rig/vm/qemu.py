@@ -30,7 +30,6 @@ from rig.vm.deadline import Ending, Watch
 from rig.vm.gdbstub import GdbStub
 from rig.vm.qmp import Qmp
 from rig.vm.shell import Shell
-from rig.vm.tracing import LOG_ALWAYS
 
 QEMU = "qemu-system-x86_64"  # runs the 32-bit guests, too
 MINIMUM_VERSION = (7, 2)
@@ -42,6 +41,7 @@ _INSTALL_HINT = "install QEMU 7.2 or newer (Debian: qemu-system-x86); `rig docto
 _LAUNCHER = ("setpriv", "--pdeathsig", "KILL", "--", "sh", "-c", 'test "$PPID" = "$0" && exec "$@"')
 
 QEMU_LOG = "qemu.log"
+LOG_ALWAYS = "cpu_reset"  # says "Triple fault", which QMP calls a reset like any other
 _MIB = 1 << 20
 
 

@@ -11,16 +11,15 @@ import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from rig.disassembly import length, width
 from rig.errors import Cancelled, GuestError, ProtocolError
+from rig.model import PAGE_SIZE, CpuState
 from rig.trace import CUT, MAX_CODE
+from rig.vm import registers
 from rig.vm.deadline import Deadline
+from rig.vm.qemu import LOG_ALWAYS, Vm
 
-if TYPE_CHECKING:
-    from rig.vm.qemu import Vm
-
-LOG_ALWAYS = "cpu_reset"  # says "Triple fault", which QMP calls a reset like any other
 _TRACE = "exec,cpu,in_asm,int,nochain"
 # One instruction for each translation block: named so since QEMU 8.1, before that as the second says.
 _ONE_INSTRUCTION = ("one-insn-per-tb", "singlestep")
@@ -80,26 +79,21 @@ def stepped(vm: Vm, path: Path, until: int, deadline: Deadline) -> None:
     with path.open("w", encoding="ascii") as out:
         while stop.pc != until:
             deadline.check(console=vm.watch.tail())
-            code = _code(vm, stop.pc)
-            registers = vm.registers_text().split(f"CPU#{stop.cpu}", 1)[1].split("CPU#", 1)[0]
+            text = vm.registers_text().split(f"CPU#{stop.cpu}", 1)[1].split("CPU#", 1)[0]
+            code = _code(vm, registers.parse_one(stop.cpu, text))
             out.write(f"----------------\nIN: \n0x{stop.pc:x}:  {code.hex(' ')}\n\n")
-            out.write(f"Trace {stop.cpu}: step [0/{stop.pc:x}/] \n{registers}")
+            out.write(f"Trace {stop.cpu}: step [0/{stop.pc:x}/] \n{text}")
             stop = vm.gdb.step()
 
 
-def _code(vm: Vm, address: int) -> bytes:
-    """The bytes of the instruction at a virtual address, through the tables that are live now."""
-    import capstone
-
-    for size in (MAX_CODE, -address % 4096):  # the next page need not be mapped
+def _code(vm: Vm, cpu: CpuState) -> bytes:
+    """The bytes of the instruction that a CPU stands at, through the tables that are live now."""
+    address = cpu.general["rip"]
+    for size in (MAX_CODE, -address % PAGE_SIZE):  # the next page need not be mapped
         with contextlib.suppress(ProtocolError):
             blob = vm.gdb.read_memory(address, size)
-            break
-    else:
-        raise ProtocolError(f"no memory at {address:#x}, where the CPU is")
-    wide = vm.info_registers()[0].efer >> 10 & 1
-    decoder = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64 if wide else capstone.CS_MODE_32)
-    return blob[: next((size for _, size, _, _ in decoder.disasm_lite(blob, address, 1)), len(blob))]
+            return blob[: length(blob, address, width(cpu))]
+    raise ProtocolError(f"no memory at {address:#x}, where the CPU is")
 
 
 def _switch(vm: Vm) -> str:

@@ -155,7 +155,7 @@ def test_the_instruction_that_overwrote_the_pgd_is_named(machine: Machine, tmp_p
                 "step": 1,
                 "address": MACHINE_KEXEC + 0x42,
                 "symbol": "machine_kexec+0x42",
-                "instruction": "mov dword ptr [ebx], eax",
+                "instruction": "movl %eax, (%ebx)",
                 "physical": PGD + 4 * 85,
                 "bytes": 3,
             }

@@ -63,7 +63,8 @@ def both(make_spec: MakeSpec, body: bytes, tmp_path: Path) -> tuple[tuple[Trace,
     with Vm(make_spec(READY + again(body))) as vm:
         vm.console.expect(["ready"], soon())
         vm.gdb.attach()
-        logged = record(vm, tmp_path / "logged", end, step=False)
+        # the quickest of a few: of 25 milliseconds a busy machine can make hundreds
+        logged = min((record(vm, tmp_path / f"logged{n}", end, step=False) for n in range(3)), key=lambda done: done[1])
         stepped = record(vm, tmp_path / "stepped", end, step=True)
         vm.gdb.detach()
     return logged, stepped
