@@ -114,9 +114,11 @@ class Qmp:
             try:
                 return future.result(POLL)
             except TimeoutError as error:
-                if future.done():
+                if not future.done():
+                    self._check_cancelled(future)
+                elif isinstance(future.exception(), TimeoutError):
                     raise GuestHung(f"QEMU did not answer QMP {what} within {timeout:.0f} s") from error
-                self._check_cancelled(future)
+                # else it came to its end just after this wait of POLL seconds had: its result is there now
             except ConnectError as error:
                 raise ProtocolError(f"no QMP connection to QEMU: {error}") from error
             except ExecuteError:
