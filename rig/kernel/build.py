@@ -41,10 +41,12 @@ from rig.pool import cores
 MAKE_ARCH = {Arch.I386: "i386", Arch.AMD64: "x86_64"}
 
 # Objects with debug information, by their names without suffix: the variables and types that drgn and crash need of a
-# dump. All objects with it would cost a minute and 60 MiB. Only names to which no Makefile gives flags of its own.
+# dump. All objects with it would cost a minute and 60 MiB. Flags given here replace those of a Makefile: of these names
+# only sched's core has any, to keep frame pointers, and these kernels keep them everywhere.
 TYPED = (
     *("fork", "exit", "signal", "pid", "cpu", "panic", "printk", "init_task", "crash_core", "kexec_core"),
-    *("process", "process_32", "process_64", "machine_kexec_32", "machine_kexec_64", "mmap", "page_alloc", "slub"),
+    *("process", "process_32", "process_64", "machine_kexec_32", "machine_kexec_64"),
+    *("mmap", "page_alloc", "slub", "core"),
 )
 _DEBUG_FLAGS = "-g -gdwarf-4"  # crash 8.0.2 of Debian 12 doesn't read DWARF 5
 
