@@ -74,17 +74,20 @@ def stepped(vm: Vm, path: Path, until: int, deadline: Deadline) -> None:
     """Step the CPU that the debugger holds up to address `until`, and write what it executes into `path`.
 
     Slow: a millisecond and more an instruction, and as often for each iteration of a string instruction. Other CPUs
-    stand still meanwhile. Raises GuestDied, GuestHung.
+    stand still meanwhile. A step that leaves every register as it was, the instruction pointer too, is not written: on
+    a busy machine QEMU at times answers one before the instruction was executed (of the instructions themselves only
+    a jump to itself does so, and is written once). Raises GuestDied, GuestHung.
     """
-    stop = vm.gdb.where
+    stop, before = vm.gdb.where, ""
     with path.open("w", encoding="ascii") as out:
         while stop.pc != until:
             deadline.check(console=vm.watch.tail())
             text = vm.registers_text().split(f"CPU#{stop.cpu}", 1)[1].split("CPU#", 1)[0]
-            code = _code(vm, registers.parse_one(stop.cpu, text))
-            out.write(f"----------------\nIN: \n0x{stop.pc:x}:  {code.hex(' ')}\n\n")
-            out.write(f"Trace {stop.cpu}: step [0/{stop.pc:x}/] \n{text}")
-            stop = vm.gdb.step()
+            if text != before:
+                code = _code(vm, registers.parse_one(stop.cpu, text))
+                out.write(f"----------------\nIN: \n0x{stop.pc:x}:  {code.hex(' ')}\n\n")
+                out.write(f"Trace {stop.cpu}: step [0/{stop.pc:x}/] \n{text}")
+            stop, before = vm.gdb.step(), text
 
 
 def _code(vm: Vm, cpu: CpuState) -> bytes:
