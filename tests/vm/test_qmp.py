@@ -38,19 +38,21 @@ async def _work() -> str:
 def test_a_reply_that_comes_between_two_looks_is_a_reply(
     end: BaseException | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def submit(work: Coroutine[object, object, str], _loop: object) -> Late:
-        work.close()
+    def submit(limited: Coroutine[object, object, str], _loop: object) -> Late:
+        limited.close()
         return Late(end)
 
+    work = _work()
     monkeypatch.setattr(asyncio, "run_coroutine_threadsafe", submit)
     qmp = Qmp.__new__(Qmp)
     qmp._watch = Watch(None, str)
     qmp._loop = asyncio.new_event_loop()
     try:
         if end is None:
-            assert qmp._await(_work(), 10.0, "greeting") == "greeting"
+            assert qmp._await(work, 10.0, "greeting") == "greeting"
         else:
             with pytest.raises(GuestHung, match="within 10 s"):
-                qmp._await(_work(), 10.0, "greeting")
+                qmp._await(work, 10.0, "greeting")
     finally:
+        work.close()
         qmp._loop.close()
