@@ -19,6 +19,7 @@ import msgspec
 from rig.errors import MachineError
 from rig.guest import arming
 from rig.guest.keys import RunKeys
+from rig.loads import LOADS
 from rig.model import Checkpoint, Options, RunPlan
 from rig.prepare import prepare
 from rig.recorder import Recorder
@@ -112,7 +113,9 @@ def _bare(plan: RunPlan, options: Options, folder: Path, cancel: threading.Event
         vm = stack.enter_context(Vm(spec, cancel=cancel))
         vm.shell.wait_hello("first", deadline("the first shell"))
         times.append(time.monotonic())
-        arming.arm(vm.shell, artefacts.crash_cmdline, deadline("the crash kernel to be loaded"))
+        arming.arm(
+            vm.shell, LOADS[plan.scenario.load], artefacts.crash_cmdline, deadline("the crash kernel to be loaded")
+        )
         vm.stop()
         recorder = stack.enter_context(Recorder(vm.ram_fd, spec.ram_size, ram_ranges(spec), vm.pmemsave))
         times.append(time.monotonic())

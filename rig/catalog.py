@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import enum
+import itertools
 import os
 import re
 import tomllib
@@ -21,10 +22,11 @@ from typing import Any, TypeVar
 import msgspec
 
 from rig.errors import CatalogueError, RequestError
-from rig.model import Dump, Guest, Kernel, Scenario, Verdict
+from rig.model import Dump, Guest, Kernel, LoadKind, Scenario, Verdict
 from rig.sabotage import parameter_complaint
 
 GUESTS, KERNELS, SCENARIOS = "guests", "kernels", "scenarios"
+LIKE = "like"  # a guest's key
 SUITE = re.compile(r"[a-z][a-z0-9-]*")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # ids are SCENARIO@GUEST/KERNEL: neither @ nor / in a name
 
@@ -47,8 +49,9 @@ class Catalogue:
 class Registries:
     """The names that a scenario may use and that are code, not TOML."""
 
-    checks: Mapping[str, Collection[Dump]]  # with the kinds of dump that each can be judged with
+    checks: Mapping[str, Collection[tuple[Dump, LoadKind]]]  # with the dumps and images that each can be judged with
     triggers: Collection[str]
+    loads: Mapping[str, LoadKind]
     injections: Collection[str]  # sabotage without a module: the rig does it through the debugger
 
 
@@ -56,10 +59,15 @@ def registries() -> Registries:
     """The rig's own checks, triggers and injections."""
     from rig.checks import REGISTRY
     from rig.injection import INJECTIONS
+    from rig.loads import LOADS
     from rig.triggers import TRIGGERS
 
-    checks = {name: check.dumps for name, check in REGISTRY.items()}
-    return Registries(checks=checks, triggers=tuple(TRIGGERS), injections=tuple(INJECTIONS))
+    return Registries(
+        checks={name: tuple(itertools.product(check.dumps, check.kinds)) for name, check in REGISTRY.items()},
+        triggers=tuple(TRIGGERS),
+        loads={name: load.kind for name, load in LOADS.items()},
+        injections=tuple(INJECTIONS),
+    )
 
 
 def roots() -> tuple[Path, ...]:
@@ -104,16 +112,18 @@ def read(directories: Sequence[Path], known: Registries) -> Catalogue:
     catalogue = Catalogue(
         guests=_table(Guest, GUESTS, files),
         kernels=_table(Kernel, KERNELS, files),
-        scenarios={name: _complete(s, known) for name, s in _table(Scenario, SCENARIOS, files).items()},
+        scenarios=_table(Scenario, SCENARIOS, files),
         files=files,
     )
     _check_references(catalogue, known, [*known.injections, *(path.name for path in _controls(directories))])
-    return catalogue
+    complete = {name: _complete(scenario, known) for name, scenario in catalogue.scenarios.items()}
+    return dataclasses.replace(catalogue, scenarios=complete)
 
 
 def _complete(scenario: Scenario, known: Registries) -> Scenario:
-    """A scenario that names no checks has all that can be judged with its dump."""
-    every = tuple(name for name, dumps in known.checks.items() if scenario.dump in dumps)
+    """A scenario that names no checks has all that can be judged with its dump and its kind of image."""
+    way = (scenario.dump, known.loads[scenario.load])
+    every = tuple(name for name, ways in known.checks.items() if way in ways)
     return dataclasses.replace(scenario, checks=scenario.checks or every)
 
 
@@ -174,11 +184,14 @@ def _entry(kind: type[E], path: Path) -> E:
             f"{path}: the file's name is the entry's name, and {path.stem!r} can't be one",
             hint="letters, digits, dot, underscore and minus; a letter or digit first",
         )
-    table = _toml(path)
-    fields = {field.name: field for field in dataclasses.fields(kind) if field.name != "name"}
+    table = _with_likeness(kind, path, _toml(path))
+    fields: dict[str, dataclasses.Field[Any]] = {f.name: f for f in dataclasses.fields(kind) if f.name != "name"}
     for key in table:
         if key not in fields:
-            raise CatalogueError(f"{path}: unknown key {key!r}{nearest(key, fields)}", hint=one_of(fields))
+            raise CatalogueError(
+                f"{path}: unknown key {key!r}{nearest(key, fields)}",
+                hint=one_of([*fields, *([LIKE] if kind is Guest else [])]),
+            )
     for key, field in fields.items():
         if key not in table and field.default is dataclasses.MISSING:
             raise CatalogueError(f"{path}: missing key {key!r}", hint=f"a {kind.__name__} needs: {_required(kind)}")
@@ -190,6 +203,23 @@ def _entry(kind: type[E], path: Path) -> E:
     for key, complaint in _complaints(entry):
         raise CatalogueError(f"{path}: {key}: {complaint}")
     return entry
+
+
+def _with_likeness(kind: type[Entry], path: Path, table: dict[str, Any]) -> dict[str, Any]:
+    """A guest that is `like` another has that one's keys, but for those it gives itself.
+
+    The other is a file of the same directory, and like none itself.
+    """
+    if kind is not Guest or LIKE not in table:
+        return table
+    others = {other.stem: other for other in sorted(path.parent.glob("*.toml")) if other != path}
+    name = str(table[LIKE])
+    if name not in others:
+        raise CatalogueError(f"{path}: {LIKE}: unknown name {name!r}{nearest(name, others)}", hint=one_of(others))
+    base = _toml(others[name])
+    if LIKE in base:
+        raise CatalogueError(f"{path}: {LIKE}: {name} is itself like {base[LIKE]}", hint=f"be like {base[LIKE]}")
+    return base | {key: value for key, value in table.items() if key != LIKE}
 
 
 def _toml(path: Path) -> dict[str, Any]:
@@ -281,10 +311,12 @@ def _check_references(catalogue: Catalogue, known: Registries, sabotages: Sequen
     for scenario in catalogue.scenarios.values():
         references += [
             (SCENARIOS, scenario.name, "trigger", [scenario.trigger], known.triggers),
+            (SCENARIOS, scenario.name, "load", [scenario.load], known.loads),
             (SCENARIOS, scenario.name, "checks", scenario.checks, known.checks),
-            (SCENARIOS, scenario.name, "expect_failed", scenario.expect_failed, scenario.checks),
+            (SCENARIOS, scenario.name, "expect_failed", scenario.expect_failed, scenario.checks or known.checks),
             (SCENARIOS, scenario.name, "guests", scenario.guests, catalogue.guests),
             (SCENARIOS, scenario.name, "kernel", filter(None, [scenario.kernel]), catalogue.kernels),
+            (SCENARIOS, scenario.name, "crash_kernel", filter(None, [scenario.crash_kernel]), catalogue.kernels),
             (SCENARIOS, scenario.name, "sabotage", filter(None, [scenario.control]), sabotages),
         ]
     for part, owner, key, names, valid in references:
@@ -296,8 +328,12 @@ def _check_references(catalogue: Catalogue, known: Registries, sabotages: Sequen
                 )
     for scenario in catalogue.scenarios.values():
         for name in scenario.checks:
-            if scenario.dump not in known.checks[name]:
-                raise CatalogueError(
-                    f"{catalogue.files[SCENARIOS, scenario.name]}: dump: {name} can't be judged with {scenario.dump!s}",
-                    hint=one_of(known.checks[name]),
-                )
+            dumps, kinds = (set(values) for values in zip(*known.checks[name], strict=True))
+            for key, value, valid in (("dump", scenario.dump, dumps), ("load", known.loads[scenario.load], kinds)):
+                if value not in valid:
+                    raise CatalogueError(
+                        f"{catalogue.files[SCENARIOS, scenario.name]}: {key}: {name} can't be judged with {value!s}",
+                        hint=one_of(
+                            valid if key == "dump" else (n for n, kind in known.loads.items() if kind in valid)
+                        ),
+                    )

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from rig.pool import Finished
 
 BENCHMARK = "panic"  # the scenario that `rig bench run` takes the time of
-LISTS = ("scenarios", "guests", "kernels", "checks", "triggers")
+LISTS = ("scenarios", "guests", "kernels", "checks", "triggers", "loads")
 
 
 def print_json(document: dict[str, Any]) -> None:
@@ -70,9 +70,12 @@ def check(args: argparse.Namespace) -> int:
 
 
 def exit_code(results: Iterable[RunResult]) -> int:
-    """The contract's exit code for all of them (at least one): a failure outweighs what could not be judged."""
-    codes = {_exit_code(result) for result in results}
-    return next(code for code in (1, 3, 0) if code in codes)
+    """The contract's exit code for all of them (at least one): a failure outweighs what could not be judged.
+
+    What was skipped doesn't count beside anything else; alone it is nothing judged.
+    """
+    codes = {_exit_code(result) for result in results if result.verdict is not Verdict.SKIP}
+    return next((code for code in (1, 3, 0) if code in codes), 3)
 
 
 def _exit_code(result: RunResult) -> int:
@@ -211,6 +214,7 @@ def report(args: argparse.Namespace) -> int:
 
 def list_(args: argparse.Namespace) -> int:
     from rig.checks import REGISTRY
+    from rig.loads import LOADS
     from rig.triggers import TRIGGERS
 
     catalogue = _catalogue(args)
@@ -220,6 +224,7 @@ def list_(args: argparse.Namespace) -> int:
         "kernels": catalogue.kernels,
         "checks": REGISTRY,
         "triggers": TRIGGERS,
+        "loads": LOADS,
     }
     wanted = [args.what] if args.what else LISTS
     rows = {part: {name: entry.description for name, entry in sorted(tables[part].items())} for part in wanted}

@@ -23,6 +23,7 @@ from rig.errors import (
     GuestError,
     GuestHung,
     MachineError,
+    NotOffered,
     ProtocolError,
     RequestError,
 )
@@ -32,6 +33,7 @@ from rig.guest import arming
 from rig.guest.keys import RunKeys
 from rig.judge import judge
 from rig.kernel import kimage, symbols
+from rig.loads import LOADS
 from rig.memory import levels
 from rig.memory.dump import Words, hashes_at
 from rig.model import PAGE_SIZE, Checkpoint, CpuState, Dump, Failure, Options, Phase, RunPlan, RunResult
@@ -148,6 +150,9 @@ class _Run:
 
     def perform(self) -> Facts:
         """All phases. What breaks the run off is recorded in the facts, but for wrong requests and cancellation."""
+        if self.plan.skip:
+            self.learn(skip=self.plan.skip)
+            return self.facts
         try:
             with contextlib.ExitStack() as stack:
                 with self.in_phase("prepare", "the artefacts"):
@@ -162,6 +167,8 @@ class _Run:
                 self._drive(artefacts, stack)
         except (Cancelled, RequestError):
             raise
+        except NotOffered as problem:
+            self.learn(skip=problem.message)
         except CouldNotJudge as problem:
             self._break_off(problem)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024  # of the whole process, other runs included
@@ -213,7 +220,7 @@ class _Run:
 
     def _arm(self, vm: Vm, artefacts: Artefacts, deadline: Deadline) -> int:
         """Load the crash kernel (and the control). Returns the physical address of the control's record, 0 without."""
-        known = arming.arm(vm.shell, artefacts.crash_cmdline, deadline)
+        known = arming.arm(vm.shell, LOADS[self.plan.scenario.load], artefacts.crash_cmdline, deadline)
         if artefacts.vmlinux is not None:
             self.kallsyms = symbols.from_vmlinux(artefacts.vmlinux, known.symbols)
         else:

@@ -12,6 +12,7 @@
         |   |-- GuestDied        triple fault, reboot, QEMU gone; reason, console lines, CPU state
         |   `-- GuestCommandFailed   a command in the guest: argv, status, its own words
         |-- ProtocolError        QMP, gdbstub or SSH answered something that makes no sense
+        |-- NotOffered           the kernel or CPU lacks what the scenario is about: the run is skipped, not judged
         |-- EvidenceError        evidence is missing, torn or contradicts itself
         `-- Cancelled            the user asked to stop
 
@@ -109,6 +110,13 @@ class ProtocolError(CouldNotJudge):
 
 class EvidenceError(CouldNotJudge):
     """Evidence is missing, torn, or contradicts itself."""
+
+
+class NotOffered(CouldNotJudge):
+    """What the scenario is about can't be had of this kernel, CPU or machine. Names the CONFIG option or CPU flag.
+
+    The run's verdict is `skip`: neither a pass nor the rig's inability.
+    """
 
 
 class Cancelled(CouldNotJudge):

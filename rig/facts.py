@@ -124,6 +124,7 @@ class Facts:
     control_memory: tuple[int, int] | None = None  # the control module's own: physical address, size
     captured: tuple[Checkpoint, ...] = ()  # where memory was
     phases: tuple[Phase, ...] = ()
+    skip: str = ""  # why nothing could be judged here by the nature of things: the kernel or CPU lacks it
     broke_off: Failure | None = None
     died: bool = False  # broke off because the panicking guest reset, triple-faulted or powered off
     post_mortem: bool = False  # it died in the hand-over, and registers and memory were taken then: DIED

@@ -25,7 +25,10 @@ def judge(evidence: Evidence) -> RunResult:
     """
     facts = evidence.facts
     scenario = facts.plan.scenario
-    checks = tuple(run_check(name, evidence) for name in scenario.checks)
+    if facts.skip:
+        checks = tuple(CheckResult(name, Verdict.SKIP, facts.skip) for name in scenario.checks)
+    else:
+        checks = tuple(run_check(name, evidence) for name in scenario.checks)
     verdicts = [c.verdict for c in checks]
     if facts.broke_off is not None and not facts.died:
         verdicts.append(Verdict.ERROR)
@@ -75,6 +78,8 @@ def _surprise(evidence: Evidence, verdict: Verdict, checks: Sequence[CheckResult
     scenario = facts.plan.scenario
     if verdict is Verdict.ERROR:
         return "could not judge"
+    if facts.skip:
+        return f"skipped: {facts.skip}"
     failed = {c.name for c in checks if c.verdict is Verdict.FAIL}
     expected = set(scenario.expect_failed) if scenario.expect is Verdict.FAIL else set()
     parts = []

@@ -63,6 +63,7 @@ class Checkpoint(enum.StrEnum):
     MACHINE_KEXEC = "machine-kexec"
     HANDOVER = "handover"
     CRASH_KERNEL = "crash-kernel"
+    SECOND_KERNEL = "second-kernel"  # plain kexec's crash-kernel
 
 
 # ---------------------------------------------------------------- the catalogue (from TOML)
@@ -98,12 +99,21 @@ class Kernel:
     description: str
     package: str = ""  # regular expression for image package names
     suite: str = ""  # the suite that packages come from; empty: whatever the machine's own sources carry
+    flavours: tuple[str, ...] = ()  # those that it exists for; empty: any
     headers: str = ""  # the headers package for a given {release}, for building modules
     source: str = ""  # the package with the source, to build it from: linux-source-6.1
     config: tuple[str, ...] = ()  # names of fragments in kernels/config/, put on top of tinyconfig
     patch: str = ""  # name of a patch in kernels/controls/, applied to the source before it is built
     image: Path | None = None  # a bzImage of the user's
     vmlinux: Path | None = None
+
+
+class LoadKind(enum.StrEnum):
+    """What a loaded image is for: it decides how the run goes on, and what can be judged."""
+
+    CRASH = "crash"  # kexec -p: entered when the kernel panics
+    PLAIN = "plain"  # kexec -l: entered when asked for
+    NONE = "none"  # nothing is loaded
 
 
 class Dump(enum.StrEnum):
@@ -124,6 +134,11 @@ class Scenario:
     guests: tuple[str, ...]
     checks: tuple[str, ...] = ()  # when the file names none: all that can be judged with this dump
     kernel: str = ""  # name of the Kernel used unless --kernel says otherwise; empty: the guest's
+    crash_kernel: str = ""  # name of the Kernel that kexec starts; empty: the first one again
+    load: str = "kexec_load"  # how the image is loaded: a name of rig/loads.py
+    cmdline: str = ""  # added to the first kernel's command line, after the guest's
+    crash_cmdline: str = ""  # the same of the kernel that kexec starts
+    crashkernel: str = ""  # instead of the guest's; "none": no memory is reserved
     dump: Dump = Dump.HEADERS
     # A control in kernels/controls, loaded before the trigger, with its module parameters ("damage what=pte"), or an
     # injection: damage that the rig does through the debugger. {pattern} and so on: see rig/sabotage.py.
@@ -162,6 +177,7 @@ class RunPlan:
     guest: Guest
     kernel: Kernel
     crash_kernel: Kernel
+    skip: str = ""  # why it can't be run at all; empty when it can
 
     @property
     def id(self) -> str:

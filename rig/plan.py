@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rig.catalog import Catalogue, find, nearest, one_of
 from rig.errors import RequestError
+from rig.loads import LOADS
 from rig.model import Guest, Kernel, RunPlan, Scenario
 
 
@@ -24,7 +25,7 @@ def plan(
 
     guests: names; empty means those that each scenario lists. A guest named here need not be listed there.
     kernel, crash_kernel: a name of the catalogue or the path of an image; None means the scenario's kernel or, when it
-    names none, the guest's, and for the crash kernel the same kernel as the first.
+    names none, the guest's, and for the crash kernel the scenario's or the same kernel as the first.
 
     :raise RequestError: an unknown name, a file that isn't there, one image for several guests, or nothing selected
     """
@@ -55,7 +56,20 @@ def _cell(
     first = chosen or catalogue.kernels[scenario.kernel or guest.kernel]
     if vmlinux is not None:
         first = replace(first, vmlinux=vmlinux.absolute())
-    return RunPlan(scenario=scenario, guest=guest, kernel=first, crash_kernel=crash or first)
+    named = catalogue.kernels[scenario.crash_kernel] if scenario.crash_kernel else None
+    second = crash or named or first
+    return RunPlan(scenario, guest, first, second, skip=unsuitable(scenario, guest, first, second))
+
+
+def unsuitable(scenario: Scenario, guest: Guest, *kernels: Kernel) -> str:
+    """Why this combination can't be run, by what is known before anything is fetched; empty when it may."""
+    load = LOADS[scenario.load]
+    if load.archs and guest.arch not in load.archs:
+        return f"{load.option}: there is none on {guest.arch}"
+    for kernel in kernels:
+        if kernel.flavours and guest.flavour not in kernel.flavours:
+            return f"{kernel.name} has no flavour {guest.flavour}; it has {', '.join(kernel.flavours)}"
+    return ""
 
 
 def _kernel(catalogue: Catalogue, text: str) -> Kernel:

@@ -19,13 +19,14 @@ from rig.guest.keys import RunKeys
 from rig.guest.packages import MAKEDUMPFILE, PackageCache
 from rig.kernel.build import obtain
 from rig.kernel.modules import build_module
-from rig.model import Dump, Guest, Kernel, KernelFiles, KernelIdentity, Options, RunPlan
+from rig.model import Dump, Guest, Kernel, KernelFiles, KernelIdentity, Options, RunPlan, Scenario
 from rig.vm import accel
 from rig.vm.qemu import MachineSpec, qemu_version
 
 # panic=-1: a panic that finds no crash kernel resets at once, which is seen as the guest's death; otherwise it would
 # hang until the deadline. Neither nokaslr nor quiet: the rig follows KASLR, and the console is evidence.
 CMDLINE = "console=ttyS0,115200 panic=-1"
+NOTHING = "none"  # as a scenario's crashkernel: the parameter is left out
 # What Debian's kdump-tools gives a crash kernel. maxcpus=1: the other CPUs are still where the panic left them.
 CRASH_CMDLINE = "console=ttyS0,115200 panic=-1 maxcpus=1 irqpoll reset_devices"
 
@@ -44,10 +45,12 @@ class Artefacts:
     cache: Cache
 
 
-def cmdlines(guest: Guest) -> tuple[str, str]:
+def cmdlines(guest: Guest, scenario: Scenario) -> tuple[str, str]:
     """The command lines of the first and of the crash kernel (kexec-tools adds elfcorehdr= and memory maps)."""
-    first = f"{CMDLINE} crashkernel={guest.crashkernel} {guest.cmdline}".strip()
-    return first, f"{CRASH_CMDLINE} {guest.crash_cmdline}".strip()
+    reserved = scenario.crashkernel or guest.crashkernel
+    first = (CMDLINE, f"crashkernel={reserved}" if reserved != NOTHING else "", guest.cmdline, scenario.cmdline)
+    crash = (CRASH_CMDLINE, guest.crash_cmdline, scenario.crash_cmdline)
+    return " ".join(filter(None, first)), " ".join(filter(None, crash))
 
 
 @contextmanager
@@ -68,7 +71,7 @@ def prepare(
     control = build_module(sources, kernel, cache) if sources else None
     chosen = accel.choose(options.accel, memo=cache.cache.root / "kvm.json")
     blob = _initramfs(cache, plan, crash, keys, control)
-    first, second = cmdlines(guest)
+    first, second = cmdlines(guest, plan.scenario)
     fd = os.memfd_create("rig-initrd")
     try:
         with os.fdopen(os.dup(fd), "wb") as out:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -10,12 +12,13 @@ from rig import catalog
 from rig.catalog import Registries
 from rig.checks import REGISTRY
 from rig.errors import CatalogueError, RequestError
-from rig.model import Arch, Kernel, PagingMode, Verdict
+from rig.model import Arch, Kernel, LoadKind, PagingMode, Verdict
 
 ROOT = Path(__file__).resolve().parent.parent
 KNOWN = Registries(
-    checks={name: each.dumps for name, each in REGISTRY.items()},
+    checks={name: tuple(itertools.product(each.dumps, each.kinds)) for name, each in REGISTRY.items()},
     triggers=("sysrq-c",),
+    loads={"kexec_load": LoadKind.CRASH, "none": LoadKind.NONE},
     injections=("flip-pgd-bit",),
 )
 
@@ -232,3 +235,24 @@ def test_an_unknown_name_suggests_the_nearest() -> None:
 def test_a_name_near_nothing_suggests_nothing() -> None:
     with pytest.raises(RequestError, match=r"^unknown guest 'zzz'\n"):
         catalog.find({"pae": 2}, "zzz", "guest")
+
+
+def test_a_guest_like_another_differs_in_what_it_says(write: Write, tmp_path: Path) -> None:
+    write("guests/wide.toml", 'like = "box"\ndescription = "more of it"\ncpus = 4\n')
+    guests = catalog.read([tmp_path], KNOWN).guests
+    assert guests["wide"] == dataclasses.replace(guests["box"], name="wide", description="more of it", cpus=4)
+
+
+@pytest.mark.parametrize(("other", "message"), [("bocks", "unknown name 'bocks'"), ("wide", "is itself like box")])
+def test_likeness_that_leads_nowhere(write: Write, tmp_path: Path, other: str, message: str) -> None:
+    write("guests/wide.toml", 'like = "box"\n')
+    write("guests/wider.toml", f'like = "{other}"\n')
+    with pytest.raises(CatalogueError, match=message):
+        catalog.read([tmp_path], KNOWN)
+
+
+def test_a_check_of_a_crash_kernel_is_refused_without_one(write: Write, tmp_path: Path) -> None:
+    write("scenarios/crash.toml", SCENARIO + 'load = "none"\n')
+    with pytest.raises(CatalogueError, match=r"load: pgd-survives can't be judged with none") as caught:
+        catalog.read([tmp_path], KNOWN)
+    assert "kexec_load" in caught.value.hint

@@ -21,7 +21,7 @@ from rich.text import Text
 import rig
 from rig import catalog, cli, commands
 from rig.errors import Cancelled, MachineError, RequestError, UnsuitableKernel
-from rig.model import CheckResult, Dump, KernelIdentity, Options, RunPlan, RunResult, Verdict
+from rig.model import CheckResult, Dump, KernelIdentity, LoadKind, Options, RunPlan, RunResult, Verdict
 from rig.plan import plan
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -65,7 +65,7 @@ Conductor = Callable[[Run], None]
 def conductor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Conductor]:
     """All rooms pretended, in an empty current directory; yields a function that sets what a run does."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    entry = types.SimpleNamespace(description="described", dumps=tuple(Dump))
+    entry = types.SimpleNamespace(description="described", dumps=tuple(Dump), kinds=tuple(LoadKind))
     pretend(monkeypatch, "rig.checks", REGISTRY=dict.fromkeys(CHECKS, entry))
     pretend(monkeypatch, "rig.triggers", TRIGGERS=dict.fromkeys(TRIGGERS, entry))
     pretend(monkeypatch, "rig.report.text", verdict_text=lambda r, where: Text(f"{r.id}: {r.verdict}\nin {where}"))
@@ -266,6 +266,12 @@ def test_exit_code_of_several_runs() -> None:
     assert commands.exit_code([unknown, bad, good]) == 1
 
 
+def test_what_was_skipped_is_no_verdict() -> None:
+    good, skipped = judged("p", surprise=""), judged("s")
+    assert commands.exit_code([skipped, good]) == 0
+    assert commands.exit_code([skipped]) == 3
+
+
 # ---------------------------------------------------------------- being stopped
 
 
@@ -311,8 +317,9 @@ def test_ctrl_c_in_a_process_of_its_own(tmp_path: Path) -> None:
             assert cancel.wait(20)
             from rig.errors import Cancelled
             raise Cancelled("stopped")
-        from rig.model import Dump
-        put("rig.checks", REGISTRY=dict.fromkeys({CHECKS!r}, types.SimpleNamespace(dumps=tuple(Dump))))
+        from rig.model import Dump, LoadKind
+        check = types.SimpleNamespace(dumps=tuple(Dump), kinds=tuple(LoadKind))
+        put("rig.checks", REGISTRY=dict.fromkeys({CHECKS!r}, check))
         put("rig.triggers", TRIGGERS=dict.fromkeys({TRIGGERS!r}))
         put("rig.conductor", run=run)
         from rig.cli import main
@@ -404,7 +411,7 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert {"i386", "pae", "x86_64"} <= set(names)
     assert cli.main(["list"]) == 0
     headings = [line for line in capsys.readouterr().out.splitlines() if not line.startswith(" ")]
-    assert headings == ["scenarios:", "guests:", "kernels:", "checks:", "triggers:"]
+    assert headings == [f"{part}:" for part in commands.LISTS]
     assert cli.main(["list", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert set(document) == {"schema", *commands.LISTS}

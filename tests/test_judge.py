@@ -72,6 +72,14 @@ def test_a_run_that_broke_off_before_there_was_a_guest_has_a_report(machine: Mac
     assert "no package" in page
 
 
+def test_a_skipped_run_says_why_and_is_no_pass(machine: Machine, tmp_path: Path) -> None:
+    machine.learn(skip="CONFIG_KEXEC_FILE: there is none on i386")
+    result = judge(machine.write(tmp_path))
+    assert {(c.verdict, c.summary) for c in result.checks} == {(Verdict.SKIP, machine.facts.skip)}
+    assert result.verdict is Verdict.SKIP
+    assert not result.as_expected
+
+
 def test_what_is_no_evidence_directory_is_a_wrong_request(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"no run\.json"):
         judge_dir(tmp_path)

@@ -64,6 +64,20 @@ def test_the_crash_kernel_is_the_first_kernel_unless_named() -> None:
     assert (one.kernel, one.crash_kernel) == (STOCK, NEXT)
 
 
+def test_the_crash_kernel_that_the_scenario_names() -> None:
+    both = replace(CATALOGUE, scenarios={"over": replace(KDUMP, name="over", crash_kernel="next")})
+    assert plan(both, ["over"])[0].crash_kernel == NEXT
+    assert plan(both, ["over"], crash_kernel="stock")[0].crash_kernel == STOCK
+
+
+def test_what_there_is_not_is_skipped_with_the_reason() -> None:
+    narrow = replace(STOCK, flavours=("amd64",))
+    file_load = replace(PANIC, name="file", load="kexec_file_load")
+    some = replace(CATALOGUE, kernels={"stock": narrow, "next": NEXT}, scenarios={"panic": PANIC, "file": file_load})
+    assert [one.skip for one in plan(some, ["panic"])] == ["stock has no flavour 686-pae; it has amd64", ""]
+    assert [one.skip for one in plan(some, ["file"], kernel="next")] == ["CONFIG_KEXEC_FILE: there is none on i386", ""]
+
+
 def test_an_image_of_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     image = tmp_path / "vmlinuz-6.1.0-13 (mine)"
     image.write_bytes(b"")

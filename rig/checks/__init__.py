@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from rig.errors import EvidenceError
 from rig.evidence import Evidence
-from rig.model import CheckResult, Dump, Verdict
+from rig.model import CheckResult, Dump, LoadKind, Verdict
 
 _FAMILIES = ("pgd", "space", "ledger", "crash", "vmcore", "handover", "entry", "placement", "identity")
 
@@ -24,18 +24,22 @@ class Check:
     description: str  # what a pass says, one line
     judge: Callable[[Evidence], CheckResult]
     dumps: tuple[Dump, ...]  # the kinds of dump with which it can be judged
+    kinds: tuple[LoadKind, ...]  # and the kinds of image
 
 
 _found: dict[str, Check] = {}
 
 
 def check(
-    name: str, description: str, dumps: tuple[Dump, ...] = tuple(Dump)
+    name: str,
+    description: str,
+    dumps: tuple[Dump, ...] = tuple(Dump),
+    kinds: tuple[LoadKind, ...] = (LoadKind.CRASH,),
 ) -> Callable[[Callable[[Evidence], CheckResult]], Callable[..., CheckResult]]:
-    """Enter a function into the registry under its contract name. Scenarios that name no checks get it, by `dumps`."""
+    """Enter a function into the registry under its contract name. Scenarios that name none get it if they can."""
 
     def enter(judge: Callable[[Evidence], CheckResult]) -> Callable[..., CheckResult]:
-        _found[name] = Check(name, description, judge, dumps)
+        _found[name] = Check(name, description, judge, dumps, kinds)
         return judge
 
     return enter

@@ -11,16 +11,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from rig.errors import GuestCommandFailed, UnsuitableKernel
+from rig.errors import GuestCommandFailed, NotOffered, UnsuitableKernel
 from rig.facts import PerCpu
 from rig.guest.cache import Cache
 from rig.kernel import symbols
-from rig.model import Range
+from rig.loads import LOADS, Load
+from rig.model import LoadKind, Range, Scenario
 from rig.vm.deadline import Deadline
 from rig.vm.shell import Shell
 
-KEXEC = "kexec -p /rig/crash-kernel --initrd=/rig/crash-initrd"
 CONTROL = "/rig/control.ko"
+FLAGS = {LoadKind.CRASH: "-p", LoadKind.PLAIN: "-l", LoadKind.NONE: ""}
 
 # "percpu: Embedded 62 pages/cpu s217088 r8192 d28672 u1048576" (mm/percpu.c, pcpu_embed_first_chunk)
 _PER_CPU = re.compile(r"percpu: Embedded \d+ pages/cpu s(\d+) r(\d+) d(\d+) u(\d+)")
@@ -73,7 +74,7 @@ def parse_sections(text: str) -> dict[str, str]:
     return dict(zip(pieces[1::2], pieces[2::2], strict=True))
 
 
-def script(cmdline: str) -> str:
+def script(load: Load, cmdline: str) -> str:
     """What the first kernel's shell is asked to do, in one go: commands cost 50 ms each under emulation.
 
     kexec has a CPU to itself while the rest is asked: it hashes the whole crash kernel. Every section is printed even
@@ -81,7 +82,8 @@ def script(cmdline: str) -> str:
     """
     needed = " ".join(path for path, _ in _NEEDED)
     return f"""
-{KEXEC} --command-line='{cmdline}' >/tmp/kexec.log 2>&1 &
+load() {{ kexec {FLAGS[load.kind]} "$@" /rig/crash-kernel --initrd=/rig/crash-initrd --command-line='{cmdline}'; }}
+({load.command}) >/tmp/kexec.log 2>&1 &
 echo @missing; for f in {needed}; do [ -e $f ] || echo $f; done
 echo @iomem; cat /proc/iomem
 echo @kallsyms; {symbols.COMMAND}
@@ -97,13 +99,13 @@ true
 """
 
 
-def arm(shell: Shell, cmdline: str, deadline: Deadline) -> Self:
+def arm(shell: Shell, load: Load, cmdline: str, deadline: Deadline) -> Self:
     """Ask the first kernel about itself and load the crash kernel, with the kernel's own word that it is loaded.
 
-    cmdline: the crash kernel's. Raises UnsuitableKernel, by CONFIG name, for what the kernel lacks, and
-    GuestCommandFailed with kexec's own words.
+    cmdline: the crash kernel's. Raises NotOffered for a system call that the kernel hasn't got, UnsuitableKernel, by
+    CONFIG name, for what else it lacks, and GuestCommandFailed with kexec's own words.
     """
-    told = parse_sections(shell.run(script(cmdline), deadline))
+    told = parse_sections(shell.run(script(load, cmdline), deadline))
     missing = told["missing"].split()
     for path, option in _NEEDED:
         if path in missing:
@@ -117,10 +119,10 @@ def arm(shell: Shell, cmdline: str, deadline: Deadline) -> Self:
             hint="build the kernel with CONFIG_KEXEC=y, CONFIG_CRASH_DUMP=y and CONFIG_KALLSYMS=y",
         )
     if status := int(told["status"]):
-        raise _explain(GuestCommandFailed(KEXEC, status, told["kexec"]), region)
+        raise _explain(GuestCommandFailed(load.command, status, told["kexec"]), load, region)
     if told["loaded"].strip() != "1":
         raise GuestCommandFailed(
-            KEXEC, 0, "kexec was content, but /sys/kernel/kexec_crash_loaded is not 1", hint="see console.log"
+            load.command, 0, "kexec was content, but /sys/kernel/kexec_crash_loaded is not 1", hint="see console.log"
         )
     rows = sorted((int(n), int(a, 16), int(s)) for n, a, s in (row.split() for row in told["notes"].splitlines()))
     return Self(
@@ -144,11 +146,13 @@ def _crash_region(iomem: tuple[Range, ...], log: str) -> Range:
     )
 
 
-def _explain(problem: GuestCommandFailed, region: Range) -> Exception:
+def _explain(problem: GuestCommandFailed, load: Load, region: Range) -> Exception:
     """What kexec's words mean for the person who gave the kernel."""
     words = problem.output
     if "Function not implemented" in words:
-        return UnsuitableKernel(f"kexec says: {words.strip()}", hint="build the kernel with CONFIG_KEXEC=y")
+        if load.option != LOADS[Scenario.load].option:
+            return NotOffered(f"the kernel has no {load.option}; kexec says: {words.strip()}")
+        return UnsuitableKernel(f"kexec says: {words.strip()}", hint=f"build the kernel with {load.option}=y")
     if "/proc/kcore" in words:
         return UnsuitableKernel(f"kexec says: {words.strip()}", hint="build the kernel with CONFIG_PROC_KCORE=y")
     if any(sign in words for sign in ("Could not find a free area", "locate_hole", "Cannot allocate memory")):

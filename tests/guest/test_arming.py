@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from rig.errors import GuestCommandFailed, UnsuitableKernel
+from rig.errors import GuestCommandFailed, NotOffered, UnsuitableKernel
 from rig.facts import PerCpu
 from rig.guest.arming import _explain, parse_iomem, parse_per_cpu, parse_sections, parse_vmcoreinfo
+from rig.loads import LOADS
 from rig.model import Range
 
 IOMEM = """\
@@ -34,23 +35,27 @@ def test_vmcoreinfo_is_two_hex_words_or_nothing() -> None:
     assert parse_vmcoreinfo("") is None
 
 
+def explain(words: str, way: str = "kexec_load") -> Exception:
+    return _explain(GuestCommandFailed("kexec -p", 255, words), LOADS[way], parse_iomem(IOMEM)[3])
+
+
 def test_kexecs_words_are_explained_by_config_name() -> None:
-    absent = _explain(
-        GuestCommandFailed("kexec -p", 255, "kexec_load failed: Function not implemented"), parse_iomem(IOMEM)[3]
-    )
+    absent = explain("kexec_load failed: Function not implemented")
     assert isinstance(absent, UnsuitableKernel)
-    assert "CONFIG_KEXEC" in absent.hint
-    blind = _explain(
-        GuestCommandFailed("kexec -p", 255, "Cannot open /proc/kcore: No such file or directory"), parse_iomem(IOMEM)[3]
-    )
+    assert "CONFIG_KEXEC=" in absent.hint
+    blind = explain("Cannot open /proc/kcore: No such file or directory")
     assert isinstance(blind, UnsuitableKernel)
     assert "CONFIG_PROC_KCORE" in blind.hint
-    small = _explain(
-        GuestCommandFailed("kexec -p", 255, "Could not find a free area of memory of 0x..."), parse_iomem(IOMEM)[3]
-    )
-    assert "160 MiB" in str(small)
-    other = GuestCommandFailed("kexec -p", 1, "whatever else")
-    assert _explain(other, parse_iomem(IOMEM)[3]) is other
+    assert "160 MiB" in str(explain("Could not find a free area of memory of 0x..."))
+    other = explain("whatever else")
+    assert isinstance(other, GuestCommandFailed)
+    assert other.output == "whatever else"
+
+
+def test_a_system_call_that_the_scenario_is_about_is_not_offered() -> None:
+    absent = explain("kexec_file_load failed: Function not implemented", "kexec_file_load")
+    assert isinstance(absent, NotOffered)
+    assert "CONFIG_KEXEC_FILE" in absent.message
 
 
 def test_sections_may_be_empty() -> None:

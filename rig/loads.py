@@ -1,0 +1,50 @@
+"""How the image that kexec starts is loaded. One entry a way; a scenario names it.
+
+A way is lines for the guest's shell, in which `load ARGUMENT...` runs kexec-tools with the image, its initramfs and its
+command line. Its exit status is that of the last line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from rig.model import Arch, LoadKind
+
+
+@dataclass(frozen=True)
+class Load:
+    """archs: those of kernels that know the system call; empty: all. option: what a kernel without it lacks."""
+
+    description: str
+    kind: LoadKind
+    command: str  # busybox sh; `load`, $load (the flag: -p or -l)
+    archs: tuple[Arch, ...] = ()
+    option: str = "CONFIG_KEXEC"
+
+
+LOADS: Mapping[str, Load] = {
+    "kexec_load": Load("kexec -p -c: kexec-tools prepares the image, kexec_load(2)", LoadKind.CRASH, "load -c"),
+    "kexec_file_load": Load(
+        "kexec -p -s: the kernel prepares the image, kexec_file_load(2)",
+        LoadKind.CRASH,
+        "load -s",
+        # arch/x86/Kconfig: KEXEC_FILE (ARCH_SUPPORTS_KEXEC_FILE) depends on X86_64
+        (Arch.AMD64,),
+        "CONFIG_KEXEC_FILE",
+    ),
+    "reload": Load(
+        "kexec -p, unloaded again, and loaded once more",
+        LoadKind.CRASH,
+        "load -c && kexec -p -u && [ $(cat /sys/kernel/kexec_crash_loaded) = 0 ] && load -c",
+    ),
+    "replace": Load(
+        "kexec -p twice: the second image takes the place of the first", LoadKind.CRASH, "load -c; load -c"
+    ),
+    "none": Load("no image is loaded: the panic must stay a plain one", LoadKind.NONE, ":"),
+}
+
+
+def kind(name: str) -> LoadKind:
+    """What an image loaded that way is for."""
+    return LOADS[name].kind
