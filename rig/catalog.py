@@ -1,8 +1,8 @@
-"""The catalogue: TOML files -> Guest, Kernel, Scenario. Read and validated once, here, at the edge.
+"""The catalogue: TOML files -> Guest, Kernel, Scenario, Selection. Read and validated once, here, at the edge.
 
-A catalogue is a directory with guests/, kernels/ and scenarios/, each holding NAME.toml; the file's name is the
-entry's name, its keys are the fields of the class in rig/model.py. kernels/controls/NAME/ are the modules that a
-scenario's `sabotage` may name.
+A catalogue is a directory with guests/, kernels/, scenarios/ and scenarios/selections/, each holding NAME.toml; the
+file's name is the entry's name, its keys are the fields of the class in rig/model.py. kernels/controls/NAME/ are the
+modules that a scenario's `sabotage` may name.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import enum
+import fnmatch
 import itertools
 import os
 import re
@@ -22,16 +23,17 @@ from typing import Any, TypeVar
 import msgspec
 
 from rig.errors import CatalogueError, RequestError
-from rig.model import Dump, Guest, Kernel, LoadKind, Scenario, Verdict
+from rig.model import Cells, Dump, Guest, Kernel, LoadKind, Scenario, Selection, Verdict
 from rig.sabotage import parameter_complaint
 
 GUESTS, KERNELS, SCENARIOS = "guests", "kernels", "scenarios"
+SELECTIONS = "scenarios/selections"
 LIKE = "like"  # a guest's key
 SUITE = re.compile(r"[a-z][a-z0-9-]*")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # ids are SCENARIO@GUEST/KERNEL: neither @ nor / in a name
 
-Entry = Guest | Kernel | Scenario
-E = TypeVar("E", Guest, Kernel, Scenario)
+Entry = Guest | Kernel | Scenario | Selection
+E = TypeVar("E", Guest, Kernel, Scenario, Selection)
 T = TypeVar("T")
 
 
@@ -42,6 +44,7 @@ class Catalogue:
     guests: Mapping[str, Guest]
     kernels: Mapping[str, Kernel]
     scenarios: Mapping[str, Scenario]
+    selections: Mapping[str, Selection]
     files: Mapping[tuple[str, str], Path]
 
 
@@ -101,7 +104,7 @@ def load(extra: Sequence[Path] = (), *, known: Registries | None = None) -> Cata
 def read(directories: Sequence[Path], known: Registries) -> Catalogue:
     """The catalogue made of these directories and nothing else."""
     files: dict[tuple[str, str], Path] = {}
-    for part in (GUESTS, KERNELS, SCENARIOS):
+    for part in (GUESTS, KERNELS, SCENARIOS, SELECTIONS):
         for directory in directories:
             for path in sorted((directory / part).glob("*.toml")):
                 first = files.setdefault((part, path.stem), path)
@@ -113,6 +116,7 @@ def read(directories: Sequence[Path], known: Registries) -> Catalogue:
         guests=_table(Guest, GUESTS, files),
         kernels=_table(Kernel, KERNELS, files),
         scenarios=_table(Scenario, SCENARIOS, files),
+        selections=_table(Selection, SELECTIONS, files),
         files=files,
     )
     _check_references(catalogue, known, [*known.injections, *(path.name for path in _controls(directories))])
@@ -186,12 +190,7 @@ def _entry(kind: type[E], path: Path) -> E:
         )
     table = _with_likeness(kind, path, _toml(path))
     fields: dict[str, dataclasses.Field[Any]] = {f.name: f for f in dataclasses.fields(kind) if f.name != "name"}
-    for key in table:
-        if key not in fields:
-            raise CatalogueError(
-                f"{path}: unknown key {key!r}{nearest(key, fields)}",
-                hint=one_of([*fields, *([LIKE] if kind is Guest else [])]),
-            )
+    _known_keys(path, table, [*fields, *([LIKE] if kind is Guest else [])])
     for key, field in fields.items():
         if key not in table and field.default is dataclasses.MISSING:
             raise CatalogueError(f"{path}: missing key {key!r}", hint=f"a {kind.__name__} needs: {_required(kind)}")
@@ -203,6 +202,12 @@ def _entry(kind: type[E], path: Path) -> E:
     for key, complaint in _complaints(entry):
         raise CatalogueError(f"{path}: {key}: {complaint}")
     return entry
+
+
+def _known_keys(path: Path, table: Iterable[str], known: Collection[str]) -> None:
+    for key in table:
+        if key not in known:
+            raise CatalogueError(f"{path}: unknown key {key!r}{nearest(key, known)}", hint=one_of(known))
 
 
 def _with_likeness(kind: type[Entry], path: Path, table: dict[str, Any]) -> dict[str, Any]:
@@ -233,6 +238,9 @@ def _toml(path: Path) -> dict[str, Any]:
 
 def _value(path: Path, key: str, value: object, wanted: Any) -> Any:
     """One value, converted without any coercion; paths are relative to the file they stand in."""
+    if wanted == tuple[Cells, ...] and isinstance(value, list):
+        for cells in value:
+            _known_keys(path, cells if isinstance(cells, dict) else {}, [f.name for f in dataclasses.fields(Cells)])
     try:
         return msgspec.convert(
             value, wanted, strict=True, dec_hook=lambda _type, text: path.parent / Path(str(text)).expanduser()
@@ -266,7 +274,7 @@ def _complaints(entry: Entry) -> Iterable[tuple[str, str]]:
             yield "cpus", f"{entry.cpus} is less than one"
     elif isinstance(entry, Kernel):
         yield from _kernel_complaints(entry)
-    else:
+    elif isinstance(entry, Scenario):
         yield from _scenario_complaints(entry)
 
 
@@ -319,12 +327,21 @@ def _check_references(catalogue: Catalogue, known: Registries, sabotages: Sequen
             (SCENARIOS, scenario.name, "crash_kernel", filter(None, [scenario.crash_kernel]), catalogue.kernels),
             (SCENARIOS, scenario.name, "sabotage", filter(None, [scenario.control]), sabotages),
         ]
-    for part, owner, key, names, valid in references:
-        for name in names:
-            if name not in valid:
+    for selection in catalogue.selections.values():
+        for cells in selection.cells:
+            for key, patterns, names in (
+                ("scenarios", cells.scenarios, list(catalogue.scenarios)),
+                ("guests", cells.guests, list(catalogue.guests)),
+                ("kernels", cells.kernels, list(catalogue.kernels)),
+            ):
+                unmatched = [pattern for pattern in patterns if not fnmatch.filter(names, pattern)]
+                references.append((SELECTIONS, selection.name, f"cells.{key}", unmatched, names))
+    for part, owner, key, given, known_names in references:
+        for name in given:
+            if name not in known_names:
                 raise CatalogueError(
-                    f"{catalogue.files[part, owner]}: {key}: unknown name {name!r}{nearest(name, valid)}",
-                    hint=one_of(valid),
+                    f"{catalogue.files[part, owner]}: {key}: unknown name {name!r}{nearest(name, known_names)}",
+                    hint=one_of(known_names),
                 )
     for scenario in catalogue.scenarios.values():
         for name in scenario.checks:

@@ -74,6 +74,20 @@ def parser() -> argparse.ArgumentParser:
         epilog=f"{EXAMPLES}\n{EXIT_CODES}",
     )
     run.add_argument("scenario", metavar="SCENARIO", help="a name from `rig list scenarios`")
+    many = command(
+        "matrix",
+        "run many cells: a selection, or all that a pattern matches",
+        commands.matrix,
+        *(_add_manner, _add_catalogue),
+    )
+    many.add_argument(
+        "patterns",
+        nargs="*",
+        metavar="PATTERN",
+        help="a name from `rig list selections` (default: nightly) or `rig list scenarios`, or a pattern of runs' ids: "
+        "'panic*@pae/*'",
+    )
+    many.add_argument("--plan", action="store_true", help="only say which cells these are and how long they take")
     check = command("check", "judge saved evidence again, without a guest", commands.check)
     check.add_argument("directories", nargs="+", type=Path, metavar="RESULT_DIR")
     report = command("report", "write reports from saved evidence", commands.report)

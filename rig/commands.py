@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from rig.catalog import Catalogue
     from rig.pool import Finished
 
+NIGHTLY = "nightly"  # the selection that `rig matrix` runs unless others are named
 BENCHMARK = "panic"  # the scenario that `rig bench run` takes the time of
-LISTS = ("scenarios", "guests", "kernels", "checks", "triggers", "loads")
+LISTS = ("scenarios", "guests", "kernels", "checks", "triggers", "loads", "selections")
 
 
 def print_json(document: dict[str, Any]) -> None:
@@ -59,6 +60,39 @@ def _carry_out(plans: Sequence[RunPlan], options: Options, show: Callable[[Seque
     if missing := len(plans) - len(finished):
         raise Cancelled(f"cancelled: {missing} of {len(plans)} runs; nothing was written for them")
     return exit_code(result for result, _ in finished)
+
+
+def matrix(args: argparse.Namespace) -> int:
+    """Cells whose request is refused are results like others: one unsuitable kernel must not cost a night."""
+    from rig import matrix as room
+    from rig import pool
+    from rig.guest.cache import default_root
+    from rig.plan import matrix as cells
+
+    plans = cells(_catalogue(args), args.patterns or [NIGHTLY])
+    timings = room.Timings(default_root() / "timings")
+    options = dataclasses.replace(_options(args), refused_is_error=True)
+    if args.plan:
+        jobs = options.jobs or pool.cores()
+        known = timings.read()
+        if args.json:
+            rows = zip(plans, room.estimates(plans, known), strict=True)
+            print_json({"cells": [{"id": p.id, "skip": p.skip, "seconds": seconds} for p, seconds in rows]})
+        else:
+            print("\n".join(room.plan_lines(plans, known, jobs)))
+        return 0
+
+    def show(finished: Sequence[Finished]) -> None:
+        for result, _ in finished:
+            if result.verdict is not Verdict.SKIP:
+                slug = next(plan.slug for plan in plans if plan.id == result.id)
+                timings.keep(slug, sum(phase.seconds for phase in result.phases))
+        if args.json:
+            _print_verdicts(finished, as_json=True)
+        else:
+            print("\n".join(room.lines([result for result, _ in finished])))
+
+    return _carry_out(plans, options, show)
 
 
 def check(args: argparse.Namespace) -> int:
@@ -174,10 +208,10 @@ def cancel_on_signal(what: str = "ending the guests") -> Iterator[threading.Even
     try:
         yield cancel
     finally:
-        # Once cancelled the process is about to end: a second Ctrl-C must not break that off with a stack trace.
-        if not cancel.is_set():
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        # Once cancelled the process is about to end: a second Ctrl-C must not break that off, with a stack trace or, as
+        # Python gives up its own handlers at its very end, with a signal's status instead of ours.
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_IGN if cancel.is_set() else handler)
 
 
 # ---------------------------------------------------------------- reports
@@ -225,6 +259,7 @@ def list_(args: argparse.Namespace) -> int:
         "checks": REGISTRY,
         "triggers": TRIGGERS,
         "loads": LOADS,
+        "selections": catalogue.selections,
     }
     wanted = [args.what] if args.what else LISTS
     rows = {part: {name: entry.description for name, entry in sorted(tables[part].items())} for part in wanted}

@@ -165,8 +165,13 @@ class _Run:
                         environment=artefacts.environment,
                     )
                 self._drive(artefacts, stack)
-        except (Cancelled, RequestError):
+        except Cancelled:
             raise
+        except RequestError as problem:
+            if not self.options.refused_is_error:
+                raise
+            phase = self.facts.phases[-1].name
+            self.learn(broke_off=Failure(type(problem).__name__, problem.message, phase, problem.hint))
         except NotOffered as problem:
             self.learn(skip=problem.message)
         except CouldNotJudge as problem:

@@ -366,7 +366,8 @@ class Evidence:
 
     def console(self) -> str:
         """What the guest printed; nothing when the run broke off before there was a guest."""
-        if self.facts.broke_off is not None and not (self.path / "console.log").exists():
+        never = self.facts.broke_off is not None or self.facts.skip
+        if never and not (self.path / "console.log").exists():
             return ""
         return self._read("console.log").decode("utf-8", "replace")
 

@@ -158,6 +158,24 @@ class Scenario:
 
 
 @dataclass(frozen=True)
+class Cells:
+    """Cells of the matrix: each scenario on each guest with each kernel. Names, or patterns of them (fnmatch)."""
+
+    scenarios: tuple[str, ...]
+    guests: tuple[str, ...] = ()  # empty: those that each scenario lists
+    kernels: tuple[str, ...] = ()  # empty: the scenario's or, when it names none, the guest's
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Part of the matrix, under a name."""
+
+    name: str
+    description: str
+    cells: tuple[Cells, ...]
+
+
+@dataclass(frozen=True)
 class Options:
     """How runs are done, as opposed to what is run."""
 
@@ -166,6 +184,7 @@ class Options:
     accel: str = "auto"  # auto | tcg | kvm
     keep_memory: bool = False
     deadline: float = 180.0  # seconds a single phase may take under TCG
+    refused_is_error: bool = False  # a wrong request of one run among many: could not judge, instead of ending them all
     seed: int | None = None  # of what a sabotage chooses at random; None: choose one and record it
 
 

@@ -1,16 +1,17 @@
-"""What was asked for -> RunPlans: names resolved, the matrix of scenarios and guests unfolded."""
+"""What was asked for -> RunPlans: names resolved, the matrix of scenarios, guests and kernels unfolded."""
 
 from __future__ import annotations
 
+import fnmatch
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from rig.catalog import Catalogue, find, nearest, one_of
 from rig.errors import RequestError
 from rig.loads import LOADS
-from rig.model import Guest, Kernel, RunPlan, Scenario
+from rig.model import Guest, Kernel, RunPlan, Scenario, Selection
 
 
 def plan(
@@ -43,6 +44,55 @@ def plan(
     if vmlinux is not None or any(k is not None and k.image is not None for k in (chosen, crash)):
         _require_one_guest([guest for _, guest in cells])
     return [_cell(catalogue, scenario, guest, chosen, crash, vmlinux) for scenario, guest in cells]
+
+
+def matrix(catalogue: Catalogue, patterns: Sequence[str]) -> list[RunPlan]:
+    """The cells that are asked for, each once: by the name of a selection or of a scenario, or by a pattern (fnmatch)
+    that runs' ids match, of the cells of all selections and of all scenarios on the guests they list.
+
+    :raise RequestError: a pattern that nothing matches
+    """
+    chosen: dict[str, RunPlan] = {}
+    for pattern in patterns:
+        if pattern in catalogue.selections:
+            cells = selected(catalogue, catalogue.selections[pattern])
+        elif pattern in catalogue.scenarios:
+            cells = plan(catalogue, [pattern])
+        else:
+            cells = [cell for cell in _everything(catalogue) if fnmatch.fnmatchcase(cell.id, pattern)]
+        if not cells:
+            names = [*catalogue.selections, *catalogue.scenarios]
+            raise RequestError(
+                f"nothing of the matrix matches {pattern!r}{nearest(pattern, names)}",
+                hint=f"a selection ({', '.join(catalogue.selections)}), a scenario, or a pattern like 'panic*@pae/*'",
+            )
+        chosen |= {cell.id: cell for cell in cells if cell.id not in chosen}
+    return list(chosen.values())
+
+
+def selected(catalogue: Catalogue, selection: Selection) -> list[RunPlan]:
+    """The cells of one selection in the order of its file; names that a pattern matches in the catalogue's."""
+    chosen: dict[str, RunPlan] = {}
+    for cells in selection.cells:
+        for name in _matching(cells.scenarios, catalogue.scenarios):
+            scenario = catalogue.scenarios[name]
+            for guest in _matching(cells.guests, catalogue.guests) or scenario.guests:
+                for kernel in _matching(cells.kernels, catalogue.kernels) or (None,):
+                    first = catalogue.kernels[kernel] if kernel else None
+                    cell = _cell(catalogue, scenario, catalogue.guests[guest], first, None, None)
+                    chosen.setdefault(cell.id, cell)
+    return list(chosen.values())
+
+
+def _everything(catalogue: Catalogue) -> list[RunPlan]:
+    cells = [cell for selection in catalogue.selections.values() for cell in selected(catalogue, selection)]
+    cells += plan(catalogue, list(catalogue.scenarios))
+    return list({cell.id: cell for cell in cells}.values())
+
+
+def _matching(patterns: Sequence[str], names: Iterable[str]) -> tuple[str, ...]:
+    table = list(names)
+    return tuple(dict.fromkeys(name for pattern in patterns for name in fnmatch.filter(table, pattern)))
 
 
 def _cell(

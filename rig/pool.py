@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from rig.errors import Cancelled, MachineError
-from rig.model import RunPlan, RunResult
+from rig.model import RunPlan, RunResult, Verdict
 from rig.progress import Progress
 
 Finished = tuple[RunResult, Path]  # a run's result and its directory
@@ -87,7 +87,8 @@ def run_all(
             cancel.set()
             progress.end(plan.id, "broken off")
             raise
-        progress.end(plan.id, result.verdict.value if result.as_expected else f"{result.verdict.value}, unexpected")
+        expected = result.as_expected or result.verdict is Verdict.SKIP
+        progress.end(plan.id, result.verdict.value if expected else f"{result.verdict.value}, unexpected")
         return result, where
 
     with ThreadPoolExecutor(max_workers=jobs, thread_name_prefix="run") as pool:

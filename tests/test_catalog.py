@@ -256,3 +256,18 @@ def test_a_check_of_a_crash_kernel_is_refused_without_one(write: Write, tmp_path
     with pytest.raises(CatalogueError, match=r"load: pgd-survives can't be judged with none") as caught:
         catalog.read([tmp_path], KNOWN)
     assert "kexec_load" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("cells", "message"),
+    [
+        ('scenarios = ["crash*", "crush*"]', r"cells.scenarios: unknown name 'crush\*'"),
+        ('scenarios = ["crash"]\nkernel = ["stock"]', "unknown key 'kernel'; did you mean 'kernels'"),
+        ('guests = ["box"]', "cells: .*scenarios"),
+    ],
+)
+def test_wrong_selections(write: Write, tmp_path: Path, cells: str, message: str) -> None:
+    path = write("scenarios/selections/night.toml", f'description = "some"\n[[cells]]\n{cells}\n')
+    with pytest.raises(CatalogueError, match=message) as caught:
+        catalog.read([tmp_path], KNOWN)
+    assert str(path) in caught.value.message

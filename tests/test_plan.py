@@ -7,8 +7,8 @@ import pytest
 
 from rig.catalog import Catalogue
 from rig.errors import RequestError
-from rig.model import Arch, Guest, Kernel, PagingMode, Scenario
-from rig.plan import plan
+from rig.model import Arch, Cells, Guest, Kernel, PagingMode, Scenario, Selection
+from rig.plan import matrix, plan
 
 PAE = Guest(
     name="pae",
@@ -33,6 +33,7 @@ CATALOGUE = Catalogue(
     guests={"own": OWN, "pae": PAE, "x86_64": BIG},
     kernels={"next": NEXT, "stock": STOCK},
     scenarios={"kdump": KDUMP, "panic": PANIC},
+    selections={},
     files={},
 )
 
@@ -141,3 +142,34 @@ def test_nothing_selected() -> None:
     with pytest.raises(RequestError, match="nothing is selected") as raised:
         plan(CATALOGUE, [])
     assert raised.value.hint == "scenarios: kdump, panic"
+
+
+NIGHT = Selection("night", "", (Cells(("panic", "k*"), ("p*",), ("*",)), Cells(("panic",))))
+NIGHTLY = replace(CATALOGUE, selections={"night": NIGHT})
+
+
+def test_a_selection_is_all_its_cells_each_once() -> None:
+    assert [one.id for one in matrix(NIGHTLY, ["night"])] == [
+        "panic@pae/next",
+        "panic@pae/stock",
+        "kdump@pae/next",
+        "kdump@pae/stock",
+        "panic@x86_64/stock",  # the second [[cells]], less what is there already
+    ]
+
+
+@pytest.mark.parametrize(
+    ("patterns", "expected"),
+    [
+        (["kdump"], ["kdump@pae/stock"]),  # a scenario's own cells
+        (["*/next"], ["panic@pae/next", "kdump@pae/next"]),  # those of selections too
+        (["panic@x86_64/*", "*@x86_64/*"], ["panic@x86_64/stock"]),
+    ],
+)
+def test_cells_by_pattern(patterns: list[str], expected: list[str]) -> None:
+    assert [one.id for one in matrix(NIGHTLY, patterns)] == expected
+
+
+def test_a_pattern_that_nothing_matches() -> None:
+    with pytest.raises(RequestError, match="nothing of the matrix matches 'nigt'; did you mean 'night'"):
+        matrix(NIGHTLY, ["night", "nigt"])

@@ -46,7 +46,7 @@ SCENARIOS = [
     scenario("only-pae", "pae", sabotage="damage what=pte"),
     scenario("patched", "x86_64", "pae", kernel="built-bad"),
 ]
-CATALOGUE = Catalogue(GUESTS, KERNELS, {s.name: s for s in SCENARIOS}, files={})
+CATALOGUE = Catalogue(GUESTS, KERNELS, {s.name: s for s in SCENARIOS}, selections={}, files={})
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,9 @@ def _lines(result: RunResult, where: Path, width: int) -> Iterator[_Line]:
         yield from _error_lines(result.error, width)
     elif result.checks:
         yield from _wrapped(headline(result), "  ", width)
+    if result.verdict is Verdict.SKIP:
+        yield _Line(f"  evidence: {printable(str(where))}")
+        return
     if result.surprise and result.error is None and became.phrase:
         yield from _wrapped(f"Not as expected: {printable(result.surprise)}", "  ", width, "bold")
     check = find_check(result, PGD_CHECK)

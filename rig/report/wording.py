@@ -88,7 +88,9 @@ def check_outcome(check: CheckResult, result: RunResult) -> Outcome:
 
 
 def headline(result: RunResult) -> str:
-    """The run in one sentence: the error if it broke off, else what became of the page directory."""
+    """The run in one sentence: why it broke off or was skipped, else what became of the page directory."""
+    if result.verdict is Verdict.SKIP and result.checks:
+        return f"Skipped: {printable(result.checks[0].summary)}."
     if result.error is not None:
         phase = f"In phase {printable(result.error.phase)}: " if result.error.phase else ""
         return phase + printable(result.error.message)
