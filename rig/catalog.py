@@ -2,7 +2,8 @@
 
 A catalogue is a directory with guests/, kernels/, scenarios/ and scenarios/selections/, each holding NAME.toml; the
 file's name is the entry's name, its keys are the fields of the class in rig/model.py. kernels/controls/NAME/ are the
-modules that a scenario's `sabotage` may name.
+modules that a scenario's `sabotage` may name; kernels/config/ and kernels/controls/ hold the fragments and patches that
+a kernel may name. Those are looked for in the catalogue whose file names them, then in the rig's own.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from rig.sabotage import parameter_complaint
 GUESTS, KERNELS, SCENARIOS = "guests", "kernels", "scenarios"
 SELECTIONS = "scenarios/selections"
 LIKE = "like"  # a guest's key
+NOT_KEYS = ("name", "home")  # what a file does not say, but where it is
 SUITE = re.compile(r"[a-z][a-z0-9-]*")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # ids are SCENARIO@GUEST/KERNEL: neither @ nor / in a name
 
@@ -119,7 +121,7 @@ def read(directories: Sequence[Path], known: Registries) -> Catalogue:
         selections=_table(Selection, SELECTIONS, files),
         files=files,
     )
-    _check_references(catalogue, known, [*known.injections, *(path.name for path in _controls(directories))])
+    _check_references(catalogue, known)
     complete = {name: _complete(scenario, known) for name, scenario in catalogue.scenarios.items()}
     return dataclasses.replace(catalogue, scenarios=complete)
 
@@ -131,26 +133,31 @@ def _complete(scenario: Scenario, known: Registries) -> Scenario:
     return dataclasses.replace(scenario, checks=scenario.checks or every)
 
 
-def control(name: str, directories: Sequence[Path] = ()) -> Path | None:
-    """The directory with the sources of the control module of that name; None when there is none.
-
-    directories: the catalogues to look in, the rig's own when empty.
-    """
-    return next((path for path in _controls(directories or roots()) if path.name == name), None)
+def control(scenario: Scenario) -> Path | None:
+    """The directory with the sources of the scenario's control module; None when it has none."""
+    return next((path for path in _controls(scenario.home) if path.name == scenario.control), None)
 
 
-def build_file(relative: str) -> Path:
-    """A file of the rig's own kernels/ that a kernel built from source names: a fragment or a patch.
+def build_file(relative: str, home: Path | None = None) -> Path:
+    """A file that a kernel built from source names, by its path in kernels/: a fragment or a patch.
+
+    home: the kernel's catalogue, where it is looked for before the rig's own.
 
     :raise RequestError: there is none; carries the nearest name and all of them
     """
     directory, _, name = relative.rpartition("/")
-    found = {path.name: path for root in roots() for path in (root / KERNELS / directory).glob(f"*{Path(name).suffix}")}
+    pattern = f"{KERNELS}/{directory}/*{Path(name).suffix}"
+    found = {path.name: path for root in reversed(_places(home)) for path in root.glob(pattern)}
     return find(found, name, f"file in kernels/{directory}")
 
 
-def _controls(directories: Sequence[Path]) -> list[Path]:
-    return [path for root in directories for path in sorted((root / KERNELS / "controls").glob("*/"))]
+def _controls(home: Path | None) -> list[Path]:
+    return [path for root in _places(home) for path in sorted((root / KERNELS / "controls").glob("*/"))]
+
+
+def _places(home: Path | None) -> tuple[Path, ...]:
+    """Where what an entry of the catalogue `home` names is looked for, in this order."""
+    return tuple(dict.fromkeys(filter(None, (home, *roots()))))
 
 
 def find(table: Mapping[str, T], name: str, what: str) -> T:
@@ -189,7 +196,7 @@ def _entry(kind: type[E], path: Path) -> E:
             hint="letters, digits, dot, underscore and minus; a letter or digit first",
         )
     table = _with_likeness(kind, path, _toml(path))
-    fields: dict[str, dataclasses.Field[Any]] = {f.name: f for f in dataclasses.fields(kind) if f.name != "name"}
+    fields: Mapping[str, dataclasses.Field[Any]] = _keys(kind)
     _known_keys(path, table, [*fields, *([LIKE] if kind is Guest else [])])
     for key, field in fields.items():
         if key not in table and field.default is dataclasses.MISSING:
@@ -198,7 +205,10 @@ def _entry(kind: type[E], path: Path) -> E:
         if value == []:
             raise CatalogueError(f"{path}: {key}: the list is empty", hint=f"name one, or leave {key!r} out")
     types = typing.get_type_hints(kind)
-    entry = kind(name=path.stem, **{key: _value(path, key, value, types[key]) for key, value in table.items()})
+    values = {key: _value(path, key, value, types[key]) for key, value in table.items()}
+    if "home" in types:
+        values["home"] = path.parent.parent
+    entry = kind(name=path.stem, **values)
     for key, complaint in _complaints(entry):
         raise CatalogueError(f"{path}: {key}: {complaint}")
     return entry
@@ -254,12 +264,12 @@ def _value(path: Path, key: str, value: object, wanted: Any) -> Any:
         raise CatalogueError(f"{path}: {key}: {error}") from error
 
 
+def _keys(kind: type[Entry]) -> dict[str, dataclasses.Field[Any]]:
+    return {field.name: field for field in dataclasses.fields(kind) if field.name not in NOT_KEYS}
+
+
 def _required(kind: type[Entry]) -> str:
-    return ", ".join(
-        field.name
-        for field in dataclasses.fields(kind)
-        if field.default is dataclasses.MISSING and field.name != "name"
-    )
+    return ", ".join(key for key, field in _keys(kind).items() if field.default is dataclasses.MISSING)
 
 
 # ---------------------------------------------------------------- what types can't say
@@ -311,12 +321,13 @@ def _scenario_complaints(scenario: Scenario) -> Iterable[tuple[str, str]]:
         yield "sabotage", complaint
 
 
-def _check_references(catalogue: Catalogue, known: Registries, sabotages: Sequence[str]) -> None:
+def _check_references(catalogue: Catalogue, known: Registries) -> None:
     """Every name that one file says of another, or of the code, exists."""
     references: list[tuple[str, str, str, Iterable[str], Collection[str]]] = [
         (GUESTS, guest.name, "kernel", [guest.kernel], catalogue.kernels) for guest in catalogue.guests.values()
     ]
     for scenario in catalogue.scenarios.values():
+        sabotages = [*known.injections, *(path.name for path in _controls(scenario.home))]
         references += [
             (SCENARIOS, scenario.name, "trigger", [scenario.trigger], known.triggers),
             (SCENARIOS, scenario.name, "load", [scenario.load], known.loads),

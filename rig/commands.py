@@ -295,7 +295,7 @@ def fetch(args: argparse.Namespace) -> int:
                 continue
             files = cache.kernel(kernel, plan.guest)
             releases[where] = files.release
-            if kernel is plan.kernel and kernel.headers and control(plan.scenario.control) is not None:
+            if kernel is plan.kernel and kernel.headers and control(plan.scenario) is not None:
                 cache.headers(files, kernel.headers)
     if args.json:
         print_json({"cache": cache.cache.root, "kernels": releases})

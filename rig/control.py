@@ -8,68 +8,45 @@ from __future__ import annotations
 
 import contextlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-
-from capstone import x86_const as x86
 
 from rig import operands
 from rig.disassembly import width
 from rig.errors import EvidenceError
 from rig.evidence import Evidence
+from rig.handover import HandOver, Live, Touch, touches
 from rig.kernel.symbols import MACHINE_KEXEC
-from rig.memory import paging
+from rig.memory.paging import NotMapped
 from rig.memory.physical import Memory, OutsideMemory
-from rig.model import PAGE_SIZE, Checkpoint, CpuState, PagingMode
-from rig.operands import Access
-from rig.trace import MAX_CODE, Step, Trace
+from rig.model import PAGE_SIZE, Checkpoint, CpuState
+from rig.trace import MAX_CODE, Step
 
-# Where control does not go on behind an instruction.
-_ENDS = frozenset({x86.X86_INS_JMP, x86.X86_INS_RET, x86.X86_INS_HLT, x86.X86_INS_INT3, x86.X86_INS_UD2})
 WORD = 8  # bytes: more than that no single MOV of a general register writes
 
 
-@dataclass(frozen=True)
-class Map:
-    """The tables that addresses go through. mode: None with paging off; then cr3 has no meaning and is 0."""
-
-    mode: PagingMode | None
-    cr3: int
-
-    @classmethod
-    def of(cls, state: CpuState) -> Map:
-        return cls(state.paging, state.cr3 if state.paging is not None else 0)
-
-
-@dataclass(frozen=True)
-class Touch:
-    """A part of an access that lies in one page. physical: address of its first byte."""
-
-    step: Step
-    physical: int
-    size: int
-    write: bool
-    stack: bool
-
-
 class Way:
-    """What was executed from machine_kexec on, together with memory as of `handover`, which its page tables lie in.
+    """What was executed from machine_kexec on, together with memory as of `handover`.
 
     entry: virtual address of machine_kexec; a trace that begins earlier is read from the last time it was there.
+
+    :raise EvidenceError: the new image was not reached, or the trace is broken
     """
 
-    def __init__(self, trace: Trace, memory: Memory, entry: int) -> None:
-        self.steps = trace.steps[max((n for n, step in enumerate(trace.steps) if step.pc == entry), default=0) :]
-        self.memory = memory
-        self._pages: dict[tuple[Map, int], int] = {}
+    def __init__(self, evidence: Evidence, entry: int) -> None:
+        hand_over = HandOver(evidence)
+        steps = hand_over.trace.steps
+        self.steps = steps[max((n for n, step in enumerate(steps) if step.pc == entry), default=0) :]
+        self.memory: Memory = evidence.memory(Checkpoint.HANDOVER)
+        self.tables = hand_over.tables
 
     @cached_property
     def first_switch(self) -> int:
         """The index of the first step after the tables were changed. EvidenceError when they never were."""
-        start = Map.of(self.steps[0].state)
+        start = Live.of(self.steps[0].state)
         for index, step in enumerate(self.steps):
-            if Map.of(step.state) != start:
+            if Live.of(step.state) != start:
                 return index
         raise EvidenceError(
             "the hand-over trace ends before the tables were ever changed",
@@ -95,19 +72,10 @@ class Way:
 
     def physical(self, state: CpuState, virtual: int) -> int:
         """Through the tables that are live in `state`. EvidenceError when they don't map it."""
-        key = Map.of(state), virtual & ~(PAGE_SIZE - 1)
-        if key not in self._pages:
-            self._pages[key] = _translate(self.memory, *key)
-        return self._pages[key] + virtual % PAGE_SIZE
-
-    def touches(self, steps: Iterable[Step]) -> Iterator[Touch]:
-        """Data accesses, cut at page boundaries; without those that the evidence has no tables for."""
-        for step in steps:
-            for access in operands.accesses(step):
-                for virtual, size in _pieces(access):
-                    with contextlib.suppress(EvidenceError):
-                        physical = self.physical(step.state, virtual)
-                        yield Touch(step, physical, size, access.write, access.stack)
+        try:
+            return self.tables.physical(Live.of(state), virtual)
+        except NotMapped as problem:
+            raise EvidenceError(f"with CR3 {state.cr3:#x}: {problem}") from problem
 
     def on(self, page: int) -> Iterator[tuple[int, Step]]:
         """(offset, step) of every instruction that begins on a physical page, before the switch as well."""
@@ -128,9 +96,9 @@ class Way:
         return found or self.switched[-1:]
 
     @cached_property
-    def copying_maps(self) -> tuple[Map, ...]:
+    def copying_maps(self) -> tuple[Live, ...]:
         """The tables that the copy goes through, once each."""
-        return tuple(dict.fromkeys(Map.of(step.state) for step in self.copying))
+        return tuple(dict.fromkeys(Live.of(step.state) for step in self.copying))
 
 
 def way_of(evidence: Evidence) -> Way:
@@ -138,24 +106,7 @@ def way_of(evidence: Evidence) -> Way:
     entry = evidence.facts.symbols.get(MACHINE_KEXEC)
     if entry is None:
         raise EvidenceError(f"where {MACHINE_KEXEC} is was never learned")
-    return Way(evidence.trace, evidence.memory(Checkpoint.HANDOVER), entry)
-
-
-def _translate(memory: Memory, tables: Map, virtual: int) -> int:
-    if tables.mode is None:
-        return virtual
-    try:
-        return paging.translate(memory, tables.mode, tables.cr3, virtual).physical
-    except paging.NotMapped as problem:
-        raise EvidenceError(f"with CR3 {tables.cr3:#x}: {problem}") from problem
-
-
-def _pieces(access: Access) -> Iterator[tuple[int, int]]:
-    start, end = access.virtual, access.virtual + access.size
-    while start < end:
-        stop = min(end, (start | PAGE_SIZE - 1) + 1)
-        yield start, stop - start
-        start = stop
+    return Way(evidence, entry)
 
 
 # ---------------------------------------------------------------- what lies where on the control page
@@ -193,7 +144,7 @@ def lay_out(way: Way, image_size: int = 0) -> Layout:
     except OutsideMemory as problem:
         raise EvidenceError(f"the control page {page:#x} was not kept") from problem
     executed = {at: step.code for at, step in way.on(page)}
-    instructions = reachable(blob, executed, width(way.switched[-1].state) == 64)
+    instructions = reachable(blob, executed, width(way.switched[-1].state))
     code = min(instructions), max(at + size for at, size in instructions.items())
     copied, data = _uses(way, page, instructions)
     inside = {at for start, size in instructions.items() for at in range(start, start + size)}
@@ -209,7 +160,7 @@ def lay_out(way: Way, image_size: int = 0) -> Layout:
     )
 
 
-def reachable(blob: bytes, executed: Mapping[int, bytes], wide: bool) -> dict[int, int]:
+def reachable(blob: bytes, executed: Mapping[int, bytes], bits: int) -> dict[int, int]:
     """Offset -> bytes of each instruction that was executed or can be reached from those by direct branches.
 
     Instructions that were executed are taken as they were then, the others from the page. What only an indirect branch
@@ -221,12 +172,12 @@ def reachable(blob: bytes, executed: Mapping[int, bytes], wide: bool) -> dict[in
         at = todo.pop()
         if at in found or not 0 <= at < len(blob):
             continue
-        instruction = operands.decode(executed.get(at) or blob[at : at + MAX_CODE], at, wide)
+        instruction = operands.decode(executed.get(at) or blob[at : at + MAX_CODE], at, bits)
         found[at] = instruction.size
-        if instruction.id not in _ENDS:
+        if not instruction.ends:
             todo.append(at + instruction.size)
-        if x86.X86_GRP_BRANCH_RELATIVE in instruction.groups:
-            todo.append(instruction.operands[0].imm)
+        if instruction.branch is not None:
+            todo.append(at + instruction.branch)
     return found
 
 
@@ -238,25 +189,25 @@ def _uses(way: Way, page: int, instructions: Mapping[int, int]) -> tuple[tuple[i
     """
     arrived = min(step.number for _, step in way.on(page))
     spots: defaultdict[int, list[Touch]] = defaultdict(list)
-    for touch in way.touches(way.steps):
-        if touch.physical & ~(PAGE_SIZE - 1) == page and not touch.stack:
-            spots[touch.step.pc].append(replace(touch, physical=touch.physical - page))
+    for touch in touches(way.steps, way.tables):
+        if touch.start & ~(PAGE_SIZE - 1) == page and not touch.stack:
+            spots[touch.step.pc].append(replace(touch, start=touch.start - page, end=touch.end - page))
     copies: list[Touch] = []
     others: list[Touch] = []
-    for touches in spots.values():
-        early = [t for t in touches if t.write and t.step.number < arrived]
-        on_code = any(t.physical <= at < t.physical + t.size for t in early for at in instructions)
-        (copies if on_code and sum(t.size for t in early) > WORD else others).extend(touches)
+    for spot in spots.values():
+        early = [t for t in spot if t.write and t.step.number < arrived]
+        on_code = any(t.start <= at < t.end for t in early for at in instructions)
+        (copies if on_code and sum(t.end - t.start for t in early) > WORD else others).extend(spot)
     if not copies:
-        return None, [t.physical for t in others]
-    start, end = min(t.physical for t in copies), max(t.physical + t.size for t in copies)
+        return None, [t.start for t in others]
+    start, end = min(t.start for t in copies), max(t.end for t in copies)
     done = max(t.step.number for t in copies)
     data = []
     for touch in others:
-        if touch.step.number < done and start <= touch.physical + touch.size and touch.physical <= end:
-            start, end = min(start, touch.physical), max(end, touch.physical + touch.size)
+        if touch.step.number < done and start <= touch.end and touch.start <= end:
+            start, end = min(start, touch.start), max(end, touch.end)
         else:
-            data.append(touch.physical)
+            data.append(touch.start)
     return (start, end), data
 
 

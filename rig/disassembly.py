@@ -34,14 +34,17 @@ def length(code: bytes, address: int, bits: int) -> int:
 
 
 def _decode(code: bytes, address: int, bits: int) -> list[tuple[int, int, str, str]]:
-    return list(_decoder(bits).disasm_lite(code, address, 1))
+    return list(decoder(bits).disasm_lite(code, address, 1))
 
 
 @functools.cache
-def _decoder(bits: int) -> capstone.Cs:
+def decoder(bits: int, *, detail: bool = False) -> capstone.Cs:
+    """Capstone's decoder of 64-, 32- or 16-bit code. detail: it tells operands too, then in Intel's order."""
     import capstone  # takes 0.1 s, which a run has while its crash kernel boots
 
     modes = {16: capstone.CS_MODE_16, 32: capstone.CS_MODE_32, 64: capstone.CS_MODE_64}
-    decoder = capstone.Cs(capstone.CS_ARCH_X86, modes[bits])
-    decoder.syntax = capstone.CS_OPT_SYNTAX_ATT
-    return decoder
+    found = capstone.Cs(capstone.CS_ARCH_X86, modes[bits])
+    found.detail = detail
+    if not detail:
+        found.syntax = capstone.CS_OPT_SYNTAX_ATT
+    return found

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from rig import operands
 from rig.disassembly import disassemble, width
 from rig.errors import EvidenceError
 from rig.evidence import Evidence
-from rig.facts import Facts
 from rig.memory import levels, paging
 from rig.memory.paging import NotMapped, Translation
 from rig.memory.physical import Memory, OutsideMemory
@@ -46,12 +47,12 @@ class Live:
         return cls(mode, root, pse=not short or bool(state.cr4 & PSE), nx=not short and bool(state.efer & NXE))
 
 
-class _KeptMemory:
+class KeptMemory:
     """Evidence of memory, telling what was not kept (EvidenceError) from what there was not (OutsideMemory)."""
 
-    def __init__(self, memory: Memory, facts: Facts) -> None:
-        self._memory = memory
-        self._ram = facts.ram
+    def __init__(self, evidence: Evidence, checkpoint: str) -> None:
+        self._memory = evidence.memory(checkpoint)
+        self._ram = evidence.facts.ram
 
     def read(self, address: int, size: int) -> bytes:
         try:
@@ -63,17 +64,16 @@ class _KeptMemory:
 
 
 class Tables:
-    """Translations by the tables of a moment of the hand-over, each looked up once.
+    """Translations by the tables that were live at a step, each looked up once.
 
-    The tables are as they were where the hand-over ended. Those that were live at its start may have been changed on
-    the way, after they were used: they are looked up as they were at `machine-kexec` as well.
+    memory: what tables are looked up in. old: a state with those tables that were live first. They may have been
+    changed after they were used: they are looked up in all of `versions`, the best known first.
     """
 
-    def __init__(self, evidence: Evidence, start: CpuState) -> None:
-        end = evidence.hand_over_end
-        self.memory: Memory = _KeptMemory(evidence.memory(end), evidence.facts)
-        self._before: Memory = _KeptMemory(evidence.memory(Checkpoint.MACHINE_KEXEC), evidence.facts)
-        self._old = Live.of(start)
+    def __init__(self, memory: Memory, old: CpuState, versions: Sequence[Memory]) -> None:
+        self.memory = memory
+        self._versions = versions
+        self._old = Live.of(old)
         self._found: dict[tuple[Live, int], tuple[Translation | NotMapped, ...]] = {}
 
     @property
@@ -86,7 +86,7 @@ class Tables:
         key = live, virtual & ~(PAGE_SIZE - 1)
         if key not in self._found:
             old = (live.mode, live.root) == (self._old.mode, self._old.root)
-            memories = (self.memory, self._before) if old else (self.memory,)
+            memories = self._versions if old else (self.memory,)
             self._found[key] = tuple(_lookup(memory, *key) for memory in memories)
         return self._found[key]
 
@@ -113,6 +113,40 @@ class Tables:
         smep = bool(state.cr4 & SMEP) and not state.segments["cs"].selector & 3
         problems = [_forbidden(found, live, smep) for found in self.lookups(live, virtual)]
         return problems[0] if all(problems) else ""
+
+
+@dataclass(frozen=True)
+class Touch:
+    """A part of a data access that lies in one page: physical bytes [start, end)."""
+
+    step: Step
+    start: int
+    end: int
+    write: bool
+    stack: bool
+
+
+def touches(steps: Iterable[Step], tables: Tables) -> Iterator[Touch]:
+    """Data accesses in order, page by page; without those that the evidence has no tables for.
+
+    :raise EvidenceError: bytes that are no instruction
+    """
+    for step in steps:
+        live = Live.of(step.state)
+        for access in operands.accesses(step):
+            for virtual, size in chunks(access.virtual, access.size):
+                with contextlib.suppress(EvidenceError, NotMapped):
+                    physical = tables.physical(live, virtual)
+                    yield Touch(step, physical, physical + size, access.write, access.stack)
+
+
+def chunks(address: int, size: int) -> Iterator[tuple[int, int]]:
+    """(address, size) of the parts of a range, one a page."""
+    end = address + size
+    while address < end:
+        cut = min(end - address, PAGE_SIZE - address % PAGE_SIZE)
+        yield address, cut
+        address += cut
 
 
 def _lookup(memory: Memory, live: Live, page: int) -> Translation | NotMapped:
@@ -146,8 +180,13 @@ class HandOver:
 
     @cached_property
     def tables(self) -> Tables:
-        """:raise EvidenceError: the hand-over's end was not seen, or what is needed was not kept"""
-        return Tables(self.evidence, self.trace.steps[0].state)
+        """As they were where the hand-over ended, those live at its start also as they were at `machine-kexec`.
+
+        :raise EvidenceError: the hand-over's end was not seen, or what is needed was not kept
+        """
+        end = KeptMemory(self.evidence, self.evidence.hand_over_end)
+        before = KeptMemory(self.evidence, Checkpoint.MACHINE_KEXEC)
+        return Tables(end, self.trace.steps[0].state, (end, before))
 
     def after(self, step: Step) -> CpuState | None:
         """See rig.trace.after."""

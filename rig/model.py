@@ -106,6 +106,7 @@ class Kernel:
     patch: str = ""  # name of a patch in kernels/controls/, applied to the source before it is built
     image: Path | None = None  # a bzImage of the user's
     vmlinux: Path | None = None
+    home: Path | None = None  # no key: the catalogue directory that it is from, where its fragments and patch may be
 
 
 class LoadKind(enum.StrEnum):
@@ -145,6 +146,7 @@ class Scenario:
     sabotage: str = ""
     expect: Verdict = Verdict.PASS
     expect_failed: tuple[str, ...] = ()  # with expect = "fail": exactly these checks fail
+    home: Path | None = None  # no key: the catalogue directory that it is from, where its control may be
 
     @property
     def control(self) -> str:

@@ -67,7 +67,7 @@ def prepare(
     guest = plan.guest
     kernel = obtain(plan.kernel, guest, cache, cancel)
     crash = kernel if plan.crash_kernel == plan.kernel else obtain(plan.crash_kernel, guest, cache, cancel)
-    sources = catalog.control(plan.scenario.control)
+    sources = catalog.control(plan.scenario)
     control = build_module(sources, kernel, cache) if sources else None
     chosen = accel.choose(options.accel, memo=cache.cache.root / "kvm.json")
     blob = _initramfs(cache, plan, crash, keys, control)

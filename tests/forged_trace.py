@@ -1,14 +1,15 @@
-"""A forged recording of a hand-over, in QEMU's words, and the machine that it ran on: i386, tables of 4 MiB pages."""
+"""Forged recordings in QEMU's words, and a machine to hand over on: i386, with tables of 4 MiB pages."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from rig.disassembly import width
 from rig.model import PAGE_SIZE, Checkpoint, CpuState, Segment, Symbol
-from tests.forge import Machine, cpu
+from tests.forge import PGD, Machine, cpu
 
 OLD, NEW = 0x5000, 0x6000  # physical: the tables before and after the switch
 ENTRY = 0x900000
@@ -79,18 +80,29 @@ def machine(did: Iterable[Did], events: dict[int, str] | None = None) -> Machine
     return forged
 
 
+# ---------------------------------------------------------------- in QEMU's words
+
+
 def dump(state: CpuState) -> str:
-    """As x86_cpu_dump_state() prints it for 32-bit code."""
-    general = "".join(f"E{n[1:].upper()}={v:08x} " for n, v in state.general.items() if n not in ("rip", "rflags"))
+    """As x86_cpu_dump_state() prints it: RAX, R8 and 16 digits while 64-bit code runs, else EAX and 8 digits."""
+    wide = width(state) == 64
+    digits = 16 if wide else 8
+
+    def short(name: str) -> str:
+        return f"{name.upper():3}" if wide else f"E{name[1:].upper()}"
+
+    general = "".join(f"{short(n)}={v:0{digits}x} " for n, v in state.general.items() if n not in ("rip", "rflags"))
     segments = "".join(
-        f"{name.upper():3}={s.selector:04x} {s.base:08x} {s.limit:08x} {s.flags:08x}\n"
+        f"{name.upper():3}={s.selector:04x} {s.base:0{digits}x} {s.limit:08x} {s.flags:08x}\n"
         for name, s in ((name, state.segments[name]) for name in ("es", "cs", "ss", "ds", "fs", "gs", "ldt", "tr"))
     )
     return (
-        f"{general}\nEIP={state.general['rip']:08x} EFL={state.general['rflags']:08x} [-------] CPL=0 II=0 A20=1\n"
-        f"{segments}GDT=     {state.gdt_base:08x} {state.gdt_limit:08x}\n"
-        f"IDT=     {state.idt_base:08x} {state.idt_limit:08x}\n"
-        f"CR0={state.cr0:08x} CR2={state.cr2:08x} CR3={state.cr3:08x} CR4={state.cr4:08x}\nEFER={state.efer:016x}\n"
+        f"{general}\n{short('rip')}={state.general['rip']:0{digits}x} {'RFL' if wide else 'EFL'}="
+        f"{state.general['rflags']:08x} [-------] CPL=0 II=0 A20=1\n"
+        f"{segments}GDT=     {state.gdt_base:0{digits}x} {state.gdt_limit:08x}\n"
+        f"IDT=     {state.idt_base:0{digits}x} {state.idt_limit:08x}\n"
+        f"CR0={state.cr0:08x} CR2={state.cr2:0{digits}x} CR3={state.cr3:0{digits}x} CR4={state.cr4:08x}\n"
+        f"EFER={state.efer:016x}\n"
     )
 
 
@@ -110,3 +122,45 @@ def event(vector: int, state: CpuState, error: int = 0, software: int = 0) -> st
     pc = state.general["rip"]
     what = f"v={vector:02x} e={error:04x} i={software} cpl=0"
     return f"     0: {what} IP=0060:{pc:08x} pc={pc:08x} SP=0068:00000000 CR2={state.cr2:08x}\n{dump(state)}"
+
+
+# ---------------------------------------------------------------- a recording from instructions alone
+
+PAGING_64 = {"cr0": 0x80050033, "cr4": 0x6F0, "efer": 0xD01}
+PAGING_32 = {"cr0": 0x80050033, "cr4": 0x690, "efer": 0}
+REP = (0xF2, 0xF3)
+CODE_64 = replace(CODE_32, flags=0xAF9A00)
+
+# (address, the instruction's bytes in hex, registers before it: those that the previous step didn't have so)
+Instruction = tuple[int, str, Mapping[str, int]]
+
+
+def trace_text(instructions: Iterable[Instruction], start: Mapping[str, int]) -> str:
+    """The log. Registers stay as they are until an instruction sets them; `start` gives them before the first.
+
+    With a REP prefix an instruction is executed RCX times, and found RCX to be 0 once more.
+    """
+    registers, text = {**start, "rflags": 0x46}, ""
+    for pc, digits, news in instructions:
+        registers |= news
+        did = Did(_state(pc, registers), bytes.fromhex(digits))
+        text += block(did)
+        if did.code[0] in REP:
+            text += trace_line(pc) * registers.get("rcx", 0)
+    return text
+
+
+def _state(pc: int, registers: Mapping[str, int]) -> CpuState:
+    """Flat segments, 64-bit code in long mode."""
+    state = cpu(0)
+    control = {name: registers[name] for name in ("cr0", "cr3", "cr4", "efer") if name in registers}
+    wide = bool(registers["efer"] >> 10 & 1)
+    names = (*state.general, *(f"r{n}" for n in range(8, 16))) if wide else state.general
+    general = {name: registers.get(name, 0) for name in names} | {"rip": pc}
+    segments = dict.fromkeys(state.segments, DATA) | {"cs": CODE_64 if wide else CODE_32}
+    return replace(state, general=general, segments=segments, **control)
+
+
+def record(machine: Machine, instructions: Iterable[Instruction]) -> None:
+    """What is executed with paging on, through the forged machine's tables."""
+    machine.trace = trace_text(instructions, PAGING_32 | {"cr3": PGD})

@@ -170,7 +170,7 @@ def test_a_name_that_would_break_ids(write: Write, tmp_path: Path) -> None:
 def test_paths_in_a_file_are_relative_to_it(write: Write, tmp_path: Path) -> None:
     write("kernels/images/bzImage", "")
     write("kernels/mine.toml", 'description = "my kernel"\nimage = "images/bzImage"\n')
-    expected = Kernel(name="mine", description="my kernel", image=tmp_path / "kernels/images/bzImage")
+    expected = Kernel(name="mine", description="my kernel", image=tmp_path / "kernels/images/bzImage", home=tmp_path)
     assert catalog.read([tmp_path], KNOWN).kernels["mine"] == expected
 
 
@@ -178,10 +178,12 @@ def test_sabotage_names_a_control_or_an_injection(write: Write, tmp_path: Path) 
     write("kernels/controls/spoil/Makefile", "")
     write("scenarios/spoilt.toml", SCENARIO + 'sabotage = "spoil what=pte"\n')
     write("scenarios/flipped.toml", SCENARIO + 'sabotage = "flip-pgd-bit"\n')
-    assert catalog.read([tmp_path], KNOWN).scenarios["spoilt"].control == "spoil"
-    assert catalog.read([tmp_path], KNOWN).scenarios["spoilt"].parameters == "what=pte"
-    assert catalog.control("spoil", [tmp_path]) == tmp_path / "kernels/controls/spoil"
-    assert catalog.control("flip-pgd-bit", [tmp_path]) is None  # an injection, no module
+    scenario = catalog.read([tmp_path], KNOWN).scenarios["spoilt"]
+    assert (scenario.control, scenario.parameters) == ("spoil", "what=pte")
+    assert catalog.control(scenario) == tmp_path / "kernels/controls/spoil"
+    own = dataclasses.replace(scenario, sabotage="damage what=pte")
+    assert catalog.control(own) == ROOT / "kernels/controls/damage"
+    assert catalog.control(dataclasses.replace(scenario, sabotage="flip-pgd-bit")) is None  # an injection, no module
 
 
 @pytest.mark.parametrize(("dump", "faithful"), [("headers", False), ("raw", True)])

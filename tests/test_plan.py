@@ -7,22 +7,11 @@ import pytest
 
 from rig.catalog import Catalogue
 from rig.errors import RequestError
-from rig.model import Arch, Cells, Guest, Kernel, PagingMode, Scenario, Selection
+from rig.model import Arch, Cells, Kernel, PagingMode, Scenario, Selection
 from rig.plan import matrix, plan
+from tests.forge import GUEST
 
-PAE = Guest(
-    name="pae",
-    description="",
-    arch=Arch.I386,
-    paging=PagingMode.PAE,
-    flavour="686-pae",
-    kernel="stock",
-    memory=512,
-    cpus=2,
-    machine="pc",
-    cpu="qemu64",
-    crashkernel="160M",
-)
+PAE = replace(GUEST, name="pae", paging=PagingMode.PAE, flavour="686-pae", kernel="stock")
 BIG = replace(PAE, name="x86_64", arch=Arch.AMD64, paging=PagingMode.FOUR_LEVEL, flavour="amd64")
 OWN = replace(PAE, name="own")
 PANIC = Scenario(name="panic", description="", trigger="sysrq-c", checks=("c",), guests=("pae", "x86_64"))

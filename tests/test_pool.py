@@ -9,31 +9,16 @@ import pytest
 from rig import pool
 from rig.errors import Cancelled, MachineError, RequestError
 from rig.model import (
-    Arch,
-    Guest,
     Kernel,
     KernelIdentity,
-    PagingMode,
     RunPlan,
     RunResult,
     Scenario,
     Verdict,
 )
+from tests.forge import GUEST
 
 DEADLINE = 20.0  # seconds; a test that waits this long has failed
-GUEST = Guest(
-    name="a",
-    description="",
-    arch=Arch.AMD64,
-    paging=PagingMode.FOUR_LEVEL,
-    flavour="amd64",
-    kernel="k",
-    memory=512,
-    cpus=2,
-    machine="pc",
-    cpu="qemu64",
-    crashkernel="160M",
-)
 SCENARIO = Scenario(name="panic", description="", trigger="t", checks=("c",), guests=("a",))
 KERNEL = Kernel(name="k", description="", package="p")
 

@@ -14,10 +14,10 @@ from rig.checks import check
 from rig.disassembly import length, width
 from rig.errors import EvidenceError
 from rig.evidence import Evidence
-from rig.handover import HandOver, Live, describe
+from rig.handover import HandOver, Live, chunks, describe
 from rig.memory.paging import NotMapped
 from rig.memory.physical import OutsideMemory
-from rig.model import PAGE_SIZE, CheckResult, CpuState, Verdict
+from rig.model import CheckResult, CpuState, Verdict
 from rig.trace import MAX_CODE, Change, Step, changes
 
 PGE = 1 << 7  # in CR4
@@ -36,12 +36,6 @@ def _result(name: str, hand_over: HandOver, failure: str, good: str, figures: Ma
 
 def _place(hand_over: HandOver, step: Step) -> dict[str, Any]:
     return {"step": step.number, "pc": step.pc, "symbol": hand_over.name(step.pc)}
-
-
-def _chunks(address: int, size: int) -> list[tuple[int, int]]:
-    """(address, size) of the parts of a range, one a page."""
-    cut = min(size, -address % PAGE_SIZE or PAGE_SIZE)
-    return [(address, cut)] + ([(address + cut, size - cut)] if cut < size else [])
 
 
 # ---------------------------------------------------------------- switch-is-safe
@@ -99,7 +93,7 @@ def _switches(hand_over: HandOver) -> Iterator[_Switch]:
 def _size_before(hand_over: HandOver, state: CpuState, address: int) -> int:
     """Bytes of an instruction that was never executed, as the tables of `state` show it; 1 when they don't."""
     code = b""
-    for start, size in _chunks(address, MAX_CODE):
+    for start, size in chunks(address, MAX_CODE):
         try:
             code += hand_over.tables.memory.read(hand_over.tables.physical(Live.of(state), start), size)
         except (NotMapped, OutsideMemory, EvidenceError):
@@ -110,7 +104,7 @@ def _size_before(hand_over: HandOver, state: CpuState, address: int) -> int:
 def _judge_switch(hand_over: HandOver, switch: _Switch) -> dict[str, Any]:
     old, new = switch.step.state, switch.new
     before, after, problem, same = [], [], "", "same page"
-    for address, size in _chunks(switch.address, switch.size):
+    for address, size in chunks(switch.address, switch.size):
         places = [_physical(hand_over, state, address) for state in (old, new)]
         before.append(places[0])
         after.append(places[1])
@@ -246,7 +240,7 @@ def executes_nx_safe(evidence: Evidence) -> CheckResult:
 def _refused(hand_over: HandOver, fetches: Sequence[tuple[int, CpuState, int, int]]) -> Iterator[dict[str, Any]]:
     """Of (step, state, address, bytes), those that the tables don't let the CPU fetch."""
     for number, state, pc, size in fetches:
-        for address, _ in _chunks(pc, size):
+        for address, _ in chunks(pc, size):
             if problem := hand_over.tables.fetch_problem(state, address):
                 yield {"step": number, "pc": pc, "symbol": hand_over.name(pc), "problem": problem}
                 break

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from rig.checks import check
-from rig.control import Map, Way, way_of
+from rig.control import Way, way_of
 from rig.errors import EvidenceError
 from rig.evidence import Evidence
 from rig.facts import Facts
+from rig.handover import Live
 from rig.memory import identity
 from rig.memory.identity import IdentityMap, Span
 from rig.memory.walk import AddressSpace, ProblemKind, walk
@@ -22,7 +23,6 @@ FIRMWARE = ("ACPI Tables", "ACPI Non-volatile Storage")  # e820_type_to_string()
 ABOVE = 1 << 32  # bytes that can be addressed with paging off
 WRITE_PROTECT = 1 << 16  # CR0.WP
 NO_EXECUTE = 1 << 11  # EFER.NXE
-PAGE_SIZE_EXTENSIONS = 1 << 4  # CR4.PSE
 SHOWN = 16  # places in figures
 
 
@@ -108,9 +108,9 @@ def _row(need: Need, covered: int, page_sizes: Sequence[int]) -> dict[str, Any]:
     }
 
 
-def _with_paging(facts: Facts, way: Way, tables: Map, needs: Sequence[Need]) -> CheckResult:
+def _with_paging(facts: Facts, way: Way, tables: Live, needs: Sequence[Need]) -> CheckResult:
     state = way.copying[0].state
-    space = _walk(way, tables, state)
+    space = _walk(way, tables)
     mapped = IdentityMap.of(space)
     covers = [(need, mapped.cover(need.start, need.end)) for need in needs]
     holes = sorted({hole for _, cover in covers for hole in cover.holes})
@@ -120,7 +120,7 @@ def _with_paging(facts: Facts, way: Way, tables: Map, needs: Sequence[Need]) -> 
     large = mapped.large_over(extra, PAGE_SIZE)
     figures: dict[str, Any] = {
         "paging": str(space.mode),
-        "cr3": tables.cr3,
+        "cr3": state.cr3,
         "step": way.copying[0].number,
         "ranges": [_row(need, cover.covered, cover.page_sizes) for need, cover in covers],
         "holes": [[*hole] for hole in holes[:SHOWN]],
@@ -135,21 +135,20 @@ def _with_paging(facts: Facts, way: Way, tables: Map, needs: Sequence[Need]) -> 
     problems += [f"{w.virtual:#x} leads to {w.physical:#x} ({w.size} bytes)" for w in wrong[:SHOWN]]
     problems += _unusable(facts, mapped, covers, state)
     if problems:
-        return CheckResult(NAME, Verdict.FAIL, f"the map at CR3 {tables.cr3:#x}: {'; '.join(problems)}", figures)
+        return CheckResult(NAME, Verdict.FAIL, f"the map at CR3 {state.cr3:#x}: {'; '.join(problems)}", figures)
     total = sum(e - s for s, e in mapped.spans())
     summary = (
-        f"the map at CR3 {tables.cr3:#x} covers {len(needs)} ranges without a hole; of {total} bytes mapped "
+        f"the map at CR3 {state.cr3:#x} covers {len(needs)} ranges without a hole; of {total} bytes mapped "
         f"{figures['extra_bytes']} are neither RAM nor the image's, in {len(large)} large pages"
     )
     return CheckResult(NAME, Verdict.PASS, summary, figures)
 
 
-def _walk(way: Way, tables: Map, state: CpuState) -> AddressSpace:
+def _walk(way: Way, tables: Live) -> AddressSpace:
     assert tables.mode is not None
-    pse, nx = bool(state.cr4 & PAGE_SIZE_EXTENSIONS), bool(state.efer & NO_EXECUTE)
-    space = walk(way.memory, tables.mode, tables.cr3, pse=pse, nx=nx)
+    space = walk(way.memory, tables.mode, tables.root, pse=tables.pse, nx=tables.nx)
     if any(p.kind is ProblemKind.TOO_MANY for p in space.problems):
-        raise EvidenceError(f"the tables at CR3 {tables.cr3:#x} map too much to be listed: {space.count} pages")
+        raise EvidenceError(f"the tables at {tables.root:#x} map too much to be listed: {space.count} pages")
     return space
 
 

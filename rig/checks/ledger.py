@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -12,6 +12,7 @@ from rig.checks import check
 from rig.checks.writers import TO_HANDOVER, TO_MACHINE_KEXEC, Interval, functions
 from rig.errors import EvidenceError
 from rig.evidence import Evidence
+from rig.handover import HandOver, Live
 from rig.memory import levels, paging
 from rig.memory.diff import changed_ranges
 from rig.memory.ledger import UNACCOUNTED, Change, Claim, account, split
@@ -28,51 +29,75 @@ VMCOREINFO = b"OSRELEASE="  # how its text begins (kernel/crash_core.c, VMCOREIN
 IMAGE = {"Kernel code": ".text", "Kernel rodata": ".rodata", "Kernel data": ".data", "Kernel bss": ".bss"}
 
 
+@dataclass(frozen=True)
+class _Interval:
+    """What changed between two consecutive checkpoints: in bytes, and (`owners`) as the figures list it.
+
+    inside: bytes in the crash region; outside, pages: all others.
+    """
+
+    between: Interval
+    outside: int
+    pages: int
+    inside: int
+    owners: list[dict[str, Any]]
+
+
 @check("memory-accounted", "every byte that changed outside the crash region has an owner")
 def memory_accounted(evidence: Evidence) -> CheckResult:
     """Changes between consecutive checkpoints, each byte with the owner that the guest's own words give it."""
-    facts = evidence.facts
-    seen = [c for c in ORDER if c in facts.captured]
+    seen = [c for c in ORDER if c in evidence.facts.captured]
     if len(seen) < 2:
         raise EvidenceError("memory was captured at fewer than two checkpoints: nothing to compare")
     common = claims(evidence)
-    intervals: list[dict[str, Any]] = []
-    ledger: list[dict[str, Any]] = []
-    inside = 0
-    for a, b in pairwise(seen):
-        changes = list(_changes(evidence, a, b))
-        outside = [c for c in changes if facts.crash_region is None or c.address not in facts.crash_region]
-        pages = {c.address // PAGE_SIZE for c in outside}
-        intervals.append({"from": str(a), "to": str(b), "bytes": sum(c.length for c in outside), "pages": len(pages)})
-        inside += sum(c.length for c in changes) - intervals[-1]["bytes"]
-        extra = _ad_claims(evidence, a, b)
-        if b is Checkpoint.CRASH_KERNEL:
-            extra.append(Claim(*LOW_MEMORY, "first 640 KiB, given to the crash kernel (saved by purgatory)"))
-        if a is Checkpoint.PANIC:
-            extra += slab_claims(evidence)
-        ledger += _entries(evidence, (a, b), changes, [*extra, *common])
-    total = sum(i["bytes"] for i in intervals)
-    unaccounted = sum(e["bytes"] for e in ledger if e["owner"] == UNACCOUNTED)
+    intervals = [_interval(evidence, between, common) for between in pairwise(seen)]
+    ledger = [entry for interval in intervals for entry in interval.owners]
+    nobodys = [entry for entry in ledger if entry["owner"] == UNACCOUNTED]
+    total, inside = sum(i.outside for i in intervals), sum(i.inside for i in intervals)
+    unaccounted = sum(entry["bytes"] for entry in nobodys)
     figures = {
         "bytes_changed": total,
         "crash_region_bytes": inside,
         "owners": ledger,
         "unaccounted": unaccounted,
-        "intervals": intervals,
+        "intervals": [
+            {"from": str(i.between[0]), "to": str(i.between[1]), "bytes": i.outside, "pages": i.pages}
+            for i in intervals
+        ],
     }
     if unaccounted:
-        where = ", ".join(a for e in ledger if e["owner"] == UNACCOUNTED for a in e["addresses"])
+        where = ", ".join(address for entry in nobodys for address in entry["addresses"])
         summary = f"{unaccounted} of {total + inside} changed bytes have no owner: at {where}"
         return CheckResult("memory-accounted", Verdict.FAIL, summary, figures)
     if Checkpoint.CRASH_KERNEL not in seen:
         summary = f"{total} bytes changed, all with an owner, but memory was last seen at {seen[-1]}"
         return CheckResult("memory-accounted", Verdict.ERROR, summary, figures)
-    owners = len({e["owner"] for e in ledger})
+    owners = len({entry["owner"] for entry in ledger})
     summary = (
         f"{total} bytes changed outside the crash region, {inside} in it up to the hand-over: all of them with an owner"
         f" ({owners} owners)"
     )
     return CheckResult("memory-accounted", Verdict.PASS, summary, figures)
+
+
+def _interval(evidence: Evidence, between: Interval, common: list[Claim]) -> _Interval:
+    """common: claims that hold whenever something changed; those of the interval alone come before them."""
+    changes = list(_changes(evidence, *between))
+    region = evidence.facts.crash_region
+    outside = [c for c in changes if region is None or c.address not in region]
+    size = sum(c.length for c in outside)
+    extra = _ad_claims(evidence, *between)
+    if between[1] is Checkpoint.CRASH_KERNEL:
+        extra.append(Claim(*LOW_MEMORY, "first 640 KiB, given to the crash kernel (saved by purgatory)"))
+    if between[0] is Checkpoint.PANIC:
+        extra += slab_claims(evidence)
+    return _Interval(
+        between,
+        outside=size,
+        pages=len({c.address // PAGE_SIZE for c in outside}),
+        inside=sum(c.length for c in changes) - size,
+        owners=_entries(evidence, between, changes, [*extra, *common]),
+    )
 
 
 def _changes(evidence: Evidence, a: Checkpoint, b: Checkpoint) -> Iterator[Change]:
@@ -165,16 +190,16 @@ def _crash_image_claims(evidence: Evidence) -> Iterator[Claim]:
         return
     if not any(pfn * PAGE_SIZE in region for pfn in evidence.pages(Checkpoint.HANDOVER)):
         return
-    memory = evidence.memory(Checkpoint.HANDOVER)
+    hand_over = HandOver(evidence)
     executed: dict[int, None] = {}
-    for step in evidence.trace.steps:
-        with contextlib.suppress(NotMapped, OutsideMemory):
-            mode = step.state.paging
-            where = step.pc if mode is None else paging.translate(memory, mode, step.state.cr3, step.pc).physical
+    for step in hand_over.trace.steps:
+        with contextlib.suppress(NotMapped, EvidenceError):
+            where = hand_over.tables.physical(Live.of(step.state), step.pc)
             if where in region:
                 executed[where & ~(PAGE_SIZE - 1)] = None
     yield from (Claim(p, p + PAGE_SIZE, "control page") for p in executed)
     if facts.kimage is not None:
+        memory = evidence.memory(Checkpoint.HANDOVER)
         for page in facts.kimage.pages:
             with contextlib.suppress(OutsideMemory):
                 if page in region and memory.read(page, len(VMCOREINFO)) == VMCOREINFO:

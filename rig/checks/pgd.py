@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rig.checks import check
 from rig.checks.writers import writer
 from rig.errors import EvidenceError
 from rig.evidence import Evidence
+from rig.facts import Facts
 from rig.memory import levels, paging
 from rig.memory.diff import bytes_changed, changed_ranges
+from rig.memory.paging import EntryChanges
 from rig.memory.physical import OutsideMemory
 from rig.model import PAGE_SIZE, Checkpoint, CheckResult, PagingMode, Verdict
 
@@ -17,11 +21,17 @@ AFTER = (Checkpoint.MACHINE_KEXEC, Checkpoint.HANDOVER, Checkpoint.CRASH_KERNEL)
 DUMP = "vmcore"  # where the figures say that the page was seen in the dump
 
 
-def _page(evidence: Evidence, checkpoint: Checkpoint, address: int) -> bytes:
-    try:
-        return evidence.memory(checkpoint).read(address, PAGE_SIZE)
-    except OutsideMemory as problem:
-        raise EvidenceError(f"the pgd's page {address:#x} was not kept at {checkpoint}") from problem
+@dataclass(frozen=True)
+class _Later:
+    """The pgd's page as it was later, held against `panic`. where: a checkpoint, or DUMP.
+
+    bytes_changed: accessed and dirty bits of the root's own entries aside.
+    """
+
+    where: str
+    page: bytes
+    entries: EntryChanges
+    bytes_changed: int
 
 
 @check(
@@ -39,77 +49,97 @@ def pgd_survives(evidence: Evidence) -> CheckResult:
     of them.
     """
     facts = evidence.facts
+    mode, root = _root(facts)
+    page = root & ~(PAGE_SIZE - 1)
+    before = _page(evidence, Checkpoint.PANIC, page)
+    later = [_compare(mode, root % PAGE_SIZE, before, *one) for one in _later_pages(evidence, page)]
+    figures = _figures(facts, mode, root, later)
+    where = f"{'PDPT' if mode is PagingMode.PAE else 'pgd'} at {root:#x}"
+    if first := next((one for one in later if one.bytes_changed), None):
+        ranges = [(page + at, page + at + size) for at, size in changed_ranges(before, first.page)]
+        checkpoint = None if first.where == DUMP else Checkpoint(first.where)
+        figures["writer"], figures["writers"] = writer(evidence, checkpoint, ranges)
+        indices = _ranges(sorted({entry["index"] for entry in figures["entries_changed"]}))
+        what = f"entries {indices}" if indices else "bytes around the PDPT"
+        changed = f"{figures['bytes_changed']} of {PAGE_SIZE} bytes, {what}"
+        summary = f"{where} was overwritten: {changed}, first seen at {first.where}"
+        return CheckResult("pgd-survives", Verdict.FAIL, summary, figures)
+    missing = [str(c) for c in AFTER if c not in facts.captured] + ([DUMP] if facts.dump is None else [])
+    if missing:
+        summary = f"{where}: unchanged so far, but it was never seen at {', '.join(missing)}"
+        return CheckResult("pgd-survives", Verdict.ERROR, summary, figures)
+    summary = f"{where}: 0 of {PAGE_SIZE} bytes changed from panic to crash kernel, nor in its dump"
+    return CheckResult("pgd-survives", Verdict.PASS, summary, figures)
+
+
+def _root(facts: Facts) -> tuple[PagingMode, int]:
+    """What the root table is, and its physical address."""
     if facts.cr3 is None or facts.mode is None:
         raise EvidenceError("`panic` was never reached: there is no pgd to compare")
     if facts.mode is not facts.plan.guest.paging:
         raise EvidenceError(
             f"the guest ran in {facts.mode} paging, not {facts.plan.guest.paging}: not the machine asked for"
         )
-    root = levels.root(facts.mode, facts.cr3)
-    address, inside = root & ~(PAGE_SIZE - 1), root & (PAGE_SIZE - 1)
-    size = levels.root_size(facts.mode)
-    before = _page(evidence, Checkpoint.PANIC, address)
+    return facts.mode, levels.root(facts.mode, facts.cr3)
 
-    afters: list[tuple[str, bytes]] = [(str(c), _page(evidence, c, address)) for c in AFTER if c in facts.captured]
+
+def _page(evidence: Evidence, checkpoint: Checkpoint, address: int) -> bytes:
+    try:
+        return evidence.memory(checkpoint).read(address, PAGE_SIZE)
+    except OutsideMemory as problem:
+        raise EvidenceError(f"the pgd's page {address:#x} was not kept at {checkpoint}") from problem
+
+
+def _later_pages(evidence: Evidence, address: int) -> Iterator[tuple[str, bytes]]:
+    """(where, page) of all that was seen of the pgd's page after `panic`, in order."""
+    facts = evidence.facts
+    for checkpoint in AFTER:
+        if checkpoint in facts.captured:
+            yield str(checkpoint), _page(evidence, checkpoint, address)
     if facts.dump is not None:
         if facts.dump.physical != address:
             raise EvidenceError(
                 f"the page fetched from the dump is {facts.dump.physical:#x}, the pgd's is {address:#x}"
             )
-        afters.append((DUMP, evidence.dumped_pgd))
-    worst_changed = worst_ad = 0
-    compared: list[dict[str, Any]] = []
-    entries: dict[tuple[int, int, int], str] = {}  # -> where it was first seen
-    for where, after in afters:
-        if len(after) != PAGE_SIZE:
-            raise EvidenceError(f"the pgd's page at {where} has {len(after)} bytes, not {PAGE_SIZE}")
-        changes = paging.entry_changes(facts.mode, before[inside : inside + size], after[inside : inside + size])
-        # outside the root's own bytes (PAE) there is nothing the CPU would set a bit in
-        around = bytes_changed(before[:inside], after[:inside]) + bytes_changed(
-            before[inside + size :], after[inside + size :]
-        )
-        changed = changes.bytes_changed + around
-        compared.append({"checkpoint": where, "bytes_changed": changed, "ad_bits": changes.ad_bits})
-        worst_changed, worst_ad = max(worst_changed, changed), max(worst_ad, changes.ad_bits)
-        for entry in changes.changed:
-            entries.setdefault((entry.index, entry.before, entry.after), where)
+        yield DUMP, evidence.dumped_pgd
 
+
+def _compare(mode: PagingMode, start: int, before: bytes, where: str, after: bytes) -> _Later:
+    """start: where in its page the root begins."""
+    if len(after) != PAGE_SIZE:
+        raise EvidenceError(f"the pgd's page at {where} has {len(after)} bytes, not {PAGE_SIZE}")
+    end = start + levels.root_size(mode)
+    entries = paging.entry_changes(mode, before[start:end], after[start:end])
+    # outside the root's own bytes (PAE) there is nothing the CPU would set a bit in
+    around = bytes_changed(before[:start], after[:start]) + bytes_changed(before[end:], after[end:])
+    return _Later(where, after, entries, entries.bytes_changed + around)
+
+
+def _figures(facts: Facts, mode: PagingMode, root: int, later: Sequence[_Later]) -> dict[str, Any]:
+    first_seen: dict[tuple[int, int, int], str] = {}
+    for one in later:
+        for entry in one.entries.changed:
+            first_seen.setdefault((entry.index, entry.before, entry.after), one.where)
     figures: dict[str, Any] = {
-        "mode": str(facts.mode),
+        "mode": str(mode),
         "cr3": facts.cr3,
         "root": root,
         "bytes_compared": PAGE_SIZE,
-        "bytes_changed": worst_changed,
-        "ad_bits": worst_ad,
+        "bytes_changed": max((one.bytes_changed for one in later), default=0),
+        "ad_bits": max((one.entries.ad_bits for one in later), default=0),
         "entries_changed": [
             {"index": index, "before": old, "after": new, "checkpoint": where}
-            for (index, old, new), where in sorted(entries.items())
+            for (index, old, new), where in sorted(first_seen.items())
         ],
-        "compared": compared,
+        "compared": [
+            {"checkpoint": one.where, "bytes_changed": one.bytes_changed, "ad_bits": one.entries.ad_bits}
+            for one in later
+        ],
     }
     if facts.dump is not None:
-        figures["vmcore"] = {
-            "physical": facts.dump.physical,
-            "bytes_changed": compared[-1]["bytes_changed"],
-            "via": facts.dump.via,
-        }
-    name = "PDPT" if facts.mode is PagingMode.PAE else "pgd"
-    if worst_changed:
-        first, changed_page = next(seen for seen, c in zip(afters, compared, strict=True) if c["bytes_changed"])
-        ranges = [(address + at, address + at + n) for at, n in changed_ranges(before, changed_page)]
-        figures["writer"], figures["writers"] = writer(evidence, None if first == DUMP else Checkpoint(first), ranges)
-        indices = _ranges(sorted({index for index, _, _ in entries}))
-        what = f"entries {indices}" if entries else "bytes around the PDPT"
-        summary = (
-            f"{name} at {root:#x} was overwritten: {worst_changed} of {PAGE_SIZE} bytes, {what}, first seen at {first}"
-        )
-        return CheckResult("pgd-survives", Verdict.FAIL, summary, figures)
-    missing = [str(c) for c in AFTER if c not in facts.captured] + ([DUMP] if facts.dump is None else [])
-    if missing:
-        summary = f"{name} at {root:#x}: unchanged so far, but it was never seen at {', '.join(missing)}"
-        return CheckResult("pgd-survives", Verdict.ERROR, summary, figures)
-    summary = f"{name} at {root:#x}: 0 of {PAGE_SIZE} bytes changed from panic to crash kernel, nor in its dump"
-    return CheckResult("pgd-survives", Verdict.PASS, summary, figures)
+        changed = later[-1].bytes_changed
+        figures["vmcore"] = {"physical": facts.dump.physical, "bytes_changed": changed, "via": facts.dump.via}
+    return figures
 
 
 def _ranges(indices: list[int]) -> str:

@@ -9,13 +9,14 @@ from typing import Any
 
 from rig import operands
 from rig.checks import check
-from rig.control import Layout, Map, Way, lay_out, way_of
+from rig.control import Layout, Way, lay_out, way_of
 from rig.errors import EvidenceError
 from rig.evidence import Evidence
 from rig.facts import Facts
+from rig.handover import Live, touches
 from rig.kernel import symbols
-from rig.memory import paging
 from rig.memory.levels import MODES
+from rig.memory.paging import NotMapped
 from rig.memory.physical import OutsideMemory
 from rig.memory.twins import StrayTwin, stray_twins
 from rig.memory.walk import walk
@@ -191,15 +192,15 @@ def _used(evidence: Evidence, way: Way) -> dict[int, str]:
     """Physical address -> use. A page with several uses counts as the first of them."""
     facts = evidence.facts
     used = dict.fromkeys(way.control_pages, CODE)
-    for touch in way.touches(s for s in way.switched if not operands.moves_string(s)):
-        used.setdefault(touch.physical & ~(PAGE_SIZE - 1), STACK if touch.stack else DATA)
+    for touch in touches((s for s in way.switched if not operands.moves_string(s)), way.tables):
+        used.setdefault(touch.start & ~(PAGE_SIZE - 1), STACK if touch.stack else DATA)
     for table in _copying_tables(way):
         used.setdefault(table, IDENTITY)
     own = set(facts.tables)
     # not those of the old CR3: what hangs below the crashed task's pgd now may be damage, which others judge
-    for tables in dict.fromkeys(Map.of(step.state) for step in way.switched):
+    for tables in dict.fromkeys(Live.of(step.state) for step in way.switched):
         if tables.mode is not None:
-            for reached in walk(way.memory, tables.mode, tables.cr3).tables:
+            for reached in walk(way.memory, tables.mode, tables.root, pse=tables.pse, nx=tables.nx).tables:
                 page = reached.address & ~(PAGE_SIZE - 1)
                 if page not in own:
                     used.setdefault(page, TRANSITION)
@@ -213,7 +214,7 @@ def _copying_tables(way: Way) -> list[int]:
         if tables.mode is not None:
             bits = MODES[tables.mode].virtual_bits
             lower = 1 << (bits if bits == 32 else bits - 1)
-            space = walk(way.memory, tables.mode, tables.cr3)
+            space = walk(way.memory, tables.mode, tables.root, pse=tables.pse, nx=tables.nx)
             found += [t.address & ~(PAGE_SIZE - 1) for t in space.tables if t.virtual < lower]
     return found
 
@@ -235,17 +236,16 @@ def _place(evidence: Evidence, address: int, use: str, memory: Iterable[Range]) 
 def _mappings(way: Way) -> list[dict[str, Any]]:
     """The control page's virtual and identity mapping in the tables that were loaded first; none with paging off."""
     step = way.switched[0]
-    mode = step.state.paging
-    if mode is None:
+    live = Live.of(step.state)
+    if live.mode is None:
         return []
     page = way.physical(step.state, step.pc) & ~(PAGE_SIZE - 1)
     found = []
     for kind, virtual in (("virtual", step.pc & ~(PAGE_SIZE - 1)), ("identity", page)):
         mapping: dict[str, Any] = {"kind": kind, "cr3": step.state.cr3, "virtual": virtual, "problem": ""}
-        try:
-            translation = paging.translate(way.memory, mode, step.state.cr3, virtual)
-        except paging.NotMapped as problem:
-            found.append(mapping | {"problem": f"control page's {kind} mapping: {problem}"})
+        translation = way.tables.lookups(live, virtual)[0]
+        if isinstance(translation, NotMapped):
+            found.append(mapping | {"problem": f"control page's {kind} mapping: {translation}"})
             continue
         mapping |= {"physical": translation.physical, "path": [list(entry) for entry in translation.path]}
         if translation.physical != page:

@@ -2,26 +2,57 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 from rig.disassembly import disassemble, width
 from rig.errors import EvidenceError
 from rig.evidence import Evidence
-from rig.memory.physical import Memory
-from rig.model import MACHINE_KEXEC, Checkpoint
+from rig.handover import KeptMemory, Tables, Touch, touches
+from rig.model import MACHINE_KEXEC, PAGE_SIZE, Checkpoint
 from rig.trace import Step
-from rig.writes import Writers, writes
 
 Interval = tuple[Checkpoint, Checkpoint]
 SHOWN = 8  # instructions that figures tell
 
 TO_MACHINE_KEXEC: Interval = (Checkpoint.PANIC, Checkpoint.MACHINE_KEXEC)
 TO_HANDOVER: Interval = (Checkpoint.MACHINE_KEXEC, Checkpoint.HANDOVER)
+
+
+class Writers:
+    """Who wrote what, to be asked many times.
+
+    Of the crashing CPU's recorded instructions; what bytes that are no instruction wrote is not known.
+    """
+
+    def __init__(self, steps: Iterable[Step], tables: Tables) -> None:
+        self._by_page: Mapping[int, list[Touch]] = defaultdict(list)
+        for step in steps:
+            with contextlib.suppress(EvidenceError):
+                for touch in touches((step,), tables):
+                    if touch.write:
+                        self._by_page[touch.start // PAGE_SIZE].append(touch)
+
+    def last(self, start: int, end: int) -> Iterator[tuple[Step, int, int]]:
+        """(step, start, end): who wrote the physical bytes [start, end) last. Bytes that nobody wrote are not told."""
+        for page in range(start // PAGE_SIZE, (end - 1) // PAGE_SIZE + 1):
+            todo = [(max(start, page * PAGE_SIZE), min(end, (page + 1) * PAGE_SIZE))]
+            for write in reversed(self._by_page.get(page, ())):
+                rest: list[tuple[int, int]] = []
+                for low, high in todo:
+                    first, behind = max(low, write.start), min(high, write.end)
+                    if first >= behind:
+                        rest.append((low, high))
+                        continue
+                    yield write.step, first, behind
+                    rest += [(a, b) for a, b in ((low, first), (behind, high)) if a < b]
+                if not (todo := rest):
+                    break
 
 
 @functools.lru_cache(maxsize=2)
@@ -40,13 +71,10 @@ def recorded(evidence: Evidence, interval: Interval) -> Writers | None:
     else:
         return None
 
-    @functools.cache
-    def tables(cr3: int) -> Memory:
-        """The crashed task's as they were at `panic`; the image's own are filled in later on some kernels."""
-        own = cr3 == facts.cr3 or Checkpoint.HANDOVER not in facts.captured
-        return evidence.memory(Checkpoint.PANIC if own else Checkpoint.HANDOVER)
-
-    return Writers(writes(steps, tables)) if steps else None
+    # the crashed task's as they were at `panic`; the image's own are filled in later on some kernels
+    panic = KeptMemory(evidence, Checkpoint.PANIC)
+    later = KeptMemory(evidence, Checkpoint.HANDOVER) if Checkpoint.HANDOVER in facts.captured else panic
+    return Writers(steps, Tables(later, evidence.crashing_cpu(Checkpoint.PANIC), (panic,))) if steps else None
 
 
 def writer(

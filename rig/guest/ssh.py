@@ -10,7 +10,6 @@ import socket
 import threading
 import time
 from collections.abc import Generator, Iterator
-from types import TracebackType
 from typing import Self
 
 import paramiko  # type: ignore[import-untyped]
@@ -45,9 +44,7 @@ class GuestSsh:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:

@@ -145,7 +145,7 @@ def read_recipe(kernel: Kernel, guest: Guest, cache: PackageCache) -> Recipe:
             f"building {kernel.name} takes what this machine lacks: {', '.join(lacking)}",
             hint=f"apt-get install {' '.join(lacking)}",
         )
-    fragments = [catalog.build_file(f"config/{name}.config") for name in fragment_names(kernel, guest)]
+    fragments = [catalog.build_file(f"config/{name}.config", kernel.home) for name in fragment_names(kernel, guest)]
     return Recipe(
         source=kernel.source,
         source_id=cache.package(kernel.source, host_arch()).sha256,
@@ -153,7 +153,7 @@ def read_recipe(kernel: Kernel, guest: Guest, cache: PackageCache) -> Recipe:
         flavour=guest.flavour,
         options=config.merge(config.read_fragment(path) for path in fragments),
         compiler=_compiler(),
-        patch=catalog.build_file(f"controls/{kernel.patch}.patch") if kernel.patch else None,
+        patch=catalog.build_file(f"controls/{kernel.patch}.patch", kernel.home) if kernel.patch else None,
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from rig.facts import Kimage
 from rig.model import PAGE_SIZE, Arch, Checkpoint, PagingMode, Range
 from tests.forge import CRASH, GUEST, PGD, Machine
-from tests.trace_text import PAGING_64, Instruction, trace_text
+from tests.forged_trace import PAGING_64, Instruction, trace_text
 
 MACHINE_KEXEC = 0xFFFFFFFF80200000  # virtual; the kernel's 4 MiB there are physical 0
 RELOCATE_KERNEL = 0xFFFFFFFF80210000  # virtual

@@ -12,7 +12,7 @@ from rig.checks import run_check
 from rig.model import CheckResult, Range, Verdict
 from tests.checks.forged_handover import ENTRY, IOMEM, LARGE, Handover
 from tests.forge import CRASH, PANIC_RIP, PGD, Machine
-from tests.trace_text import PAGING_32, trace_text
+from tests.forged_trace import PAGING_32, trace_text
 
 MIB2 = 0x200000
 NX, WRITABLE = 1 << 63, 2

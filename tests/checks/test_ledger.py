@@ -9,8 +9,8 @@ from rig.checks import run_check
 from rig.checks.ledger import claims
 from rig.memory.ledger import Change, split
 from rig.model import Checkpoint, CheckResult, Symbol, Verdict
-from tests.checks.forged_trace import record
 from tests.forge import CRASH, NOTES, PGD, Machine
+from tests.forged_trace import Instruction, record
 
 CONTROL = CRASH.start  # executed there through the identity map: entry 2 of the pgd
 MACHINE_KEXEC = 0xC0011000
@@ -24,9 +24,10 @@ def forged() -> Machine:
     return machine
 
 
-def judged(machine: Machine, tmp_path: Path, steps: list[tuple[int, str, int]]) -> CheckResult:
+def judged(machine: Machine, tmp_path: Path, steps: list[Instruction]) -> CheckResult:
     machine.learn(symbols={"machine_kexec": MACHINE_KEXEC})
-    return run_check("memory-accounted", record(machine.write(tmp_path), steps))
+    record(machine, steps)
+    return run_check("memory-accounted", machine.write(tmp_path))
 
 
 def owners(found: CheckResult) -> dict[str, dict[str, Any]]:
@@ -38,7 +39,7 @@ def test_the_control_page_is_what_was_executed_in_the_crash_region(tmp_path: Pat
     machine.symbols = (Symbol("machine_kexec", MACHINE_KEXEC, MACHINE_KEXEC + 0x100),)
     machine.change(Checkpoint.HANDOVER, CONTROL + 16, b"code")
     machine.change(Checkpoint.HANDOVER, 0x100010, b"xyz!")  # kernel .data
-    steps = [(MACHINE_KEXEC, "8903", 0xC0100010), (CONTROL, "90", 0)]
+    steps: list[Instruction] = [(MACHINE_KEXEC, "8903", {"rbx": 0xC0100010}), (CONTROL, "90", {})]
     found = judged(machine, tmp_path, steps)
     assert found.verdict is Verdict.PASS, found.summary
     assert (found.figures["bytes_changed"], found.figures["crash_region_bytes"]) == (4, 4)
@@ -49,7 +50,11 @@ def test_the_control_page_is_what_was_executed_in_the_crash_region(tmp_path: Pat
 def test_any_other_page_of_the_loaded_image_has_no_owner_and_its_writer_is_named(tmp_path: Path) -> None:
     machine = forged()
     machine.change(Checkpoint.MACHINE_KEXEC, CRASH.start + 0x5000, b"1234")
-    steps = [(0xC0010000, "8903", CRASH.start + 0x5000), (MACHINE_KEXEC, "90", 0), (CONTROL, "90", 0)]
+    steps: list[Instruction] = [
+        (0xC0010000, "8903", {"rbx": CRASH.start + 0x5000}),
+        (MACHINE_KEXEC, "90", {}),
+        (CONTROL, "90", {}),
+    ]
     found = judged(machine, tmp_path, steps)
     assert (found.verdict, found.figures["unaccounted"]) == (Verdict.FAIL, 4)
     assert owners(found)["unaccounted"]["writers"] == {"0xc0010000": 4}
@@ -64,7 +69,7 @@ def test_a_changed_crash_region_without_a_recording_is_no_verdict(tmp_path: Path
 def test_an_accessed_bit_is_the_cpus(tmp_path: Path) -> None:
     machine = forged()
     machine.change(Checkpoint.HANDOVER, PGD + 4 * 768, b"\xa3")
-    found = judged(machine, tmp_path, [(MACHINE_KEXEC, "90", 0)])
+    found = judged(machine, tmp_path, [(MACHINE_KEXEC, "90", {})])
     (owner,) = owners(found)
     assert (found.verdict, owner) == (Verdict.PASS, "accessed/dirty bits of page tables, set by the CPU")
 
@@ -83,5 +88,5 @@ def test_what_the_kernel_gave_back_of_its_image_is_not_its_own(tmp_path: Path) -
     machine.symbols = (Symbol("before", text + 0x40000, start), Symbol("freed", start, start + 0x1000))
     machine.change(Checkpoint.HANDOVER, 0x10FFFE, b"12")
     machine.change(Checkpoint.HANDOVER, 0x110000, b"345")  # in the freed part
-    found = owners(judged(machine, tmp_path, [(MACHINE_KEXEC, "90", 0)]))
+    found = owners(judged(machine, tmp_path, [(MACHINE_KEXEC, "90", {})]))
     assert (found["kernel before"]["bytes"], found["unaccounted"]["bytes"]) == (2, 3)

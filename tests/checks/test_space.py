@@ -10,8 +10,8 @@ import pytest
 from rig.checks import run_check
 from rig.facts import Pattern
 from rig.model import Checkpoint, CheckResult, Symbol, Verdict
-from tests.checks.forged_trace import record
 from tests.forge import PGD, Machine
+from tests.forged_trace import Instruction, record
 
 TABLE = 0x6000  # the page table behind PDE [1]
 PAGE = 0x7000  # what its entry 0 maps: 0x400000, with the pattern
@@ -136,16 +136,16 @@ def test_what_was_not_seen_is_no_verdict(
 
 
 STORE = "8903"  # mov [ebx], eax
-BEFORE = (0xC0010000, "90", 0)  # __crash_kexec: nop
-FIRST = (MACHINE_KEXEC, "90", 0)
+BEFORE: Instruction = (0xC0010000, "90", {})  # __crash_kexec: nop
+FIRST: Instruction = (MACHINE_KEXEC, "90", {})
 
 
 def test_the_instruction_that_overwrote_the_pgd_is_named(machine: Machine, tmp_path: Path) -> None:
     machine.change(Checkpoint.HANDOVER, PGD + 4 * 85, struct.pack("<I", 0x39E067))
     machine.learn(symbols={"machine_kexec": MACHINE_KEXEC})
     machine.symbols = (Symbol("machine_kexec", MACHINE_KEXEC, MACHINE_KEXEC + 0x100),)
-    store = (MACHINE_KEXEC + 0x42, STORE, 0xC0000000 + PGD + 4 * 85)
-    evidence = record(machine.write(tmp_path), [BEFORE, FIRST, store])
+    record(machine, [BEFORE, FIRST, (MACHINE_KEXEC + 0x42, STORE, {"rbx": 0xC0000000 + PGD + 4 * 85})])
+    evidence = machine.write(tmp_path)
     for name in ("pgd-survives", SPACE):
         found = run_check(name, evidence)
         assert found.verdict is Verdict.FAIL
@@ -165,17 +165,22 @@ def test_the_instruction_that_overwrote_the_pgd_is_named(machine: Machine, tmp_p
 @pytest.mark.parametrize(
     ("checkpoint", "steps", "words"),
     [
-        (Checkpoint.MACHINE_KEXEC, [(0xC0010004, STORE, PGD + 8), FIRST], "0xc0010004"),
-        (Checkpoint.MACHINE_KEXEC, [FIRST, (0xC0011004, STORE, PGD + 8)], "between panic and machine-kexec: not recor"),
-        (Checkpoint.HANDOVER, [FIRST, (0xC0011004, STORE, PGD + 12)], "no instruction of CPU 0"),
+        (Checkpoint.MACHINE_KEXEC, [(0xC0010004, STORE, {"rbx": PGD + 8}), FIRST], "0xc0010004"),
+        (
+            Checkpoint.MACHINE_KEXEC,
+            [FIRST, (0xC0011004, STORE, {"rbx": PGD + 8})],
+            "between panic and machine-kexec: not recor",
+        ),
+        (Checkpoint.HANDOVER, [FIRST, (0xC0011004, STORE, {"rbx": PGD + 12})], "no instruction of CPU 0"),
         (Checkpoint.HANDOVER, [], "unknown, between machine-kexec and handover"),
     ],
 )
 def test_a_writer_that_was_not_recorded_is_not_invented(
-    machine: Machine, tmp_path: Path, checkpoint: Checkpoint, steps: list[tuple[int, str, int]], words: str
+    machine: Machine, tmp_path: Path, checkpoint: Checkpoint, steps: list[Instruction], words: str
 ) -> None:
     machine.change(checkpoint, PGD + 8, struct.pack("<I", 0x39E067))
     machine.learn(symbols={"machine_kexec": MACHINE_KEXEC})
-    found = run_check("pgd-survives", record(machine.write(tmp_path), steps))
+    record(machine, steps)
+    found = run_check("pgd-survives", machine.write(tmp_path))
     assert found.verdict is Verdict.FAIL
     assert words in found.figures["writer"]

@@ -77,6 +77,17 @@ def test_a_fragment_that_is_not_there() -> None:
         catalog.build_file("config/bass.config")
 
 
+def test_files_of_a_kernel_of_the_users_are_found_beside_it_before_the_rigs(tmp_path: Path) -> None:
+    for name in ("config/base.config", "controls/mine.patch"):
+        (tmp_path / "kernels" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "kernels" / name).write_text("")
+    assert catalog.build_file("config/base.config", tmp_path) == tmp_path / "kernels/config/base.config"
+    assert catalog.build_file("controls/mine.patch", tmp_path) == tmp_path / "kernels/controls/mine.patch"
+    assert catalog.build_file("config/net.config", tmp_path) == catalog.build_file("config/net.config")
+    with pytest.raises(RequestError, match=r"'mine\.patch'"):
+        catalog.build_file("controls/mine.patch")
+
+
 # ---------------------------------------------------------------- what a build is known by
 
 RECIPE = Recipe("linux-source-6.1", "ab" * 32, Arch.I386, "686", (Option("CONFIG_X", "y", Path("x")),), "gcc 12")

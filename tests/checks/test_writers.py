@@ -1,0 +1,25 @@
+"""Who wrote a byte last, from a forged recording and the tables that were live."""
+
+from __future__ import annotations
+
+from rig.checks.writers import Writers
+from rig.handover import Tables
+from rig.memory.image import PagesMemory
+from rig.trace import parse
+from tests.forge import PGD, cpu, pgd_page
+from tests.forged_trace import PAGING_32, Instruction, trace_text
+
+
+def test_writes_are_translated_page_by_page_and_the_last_one_counts() -> None:
+    memory = PagesMemory({PGD // 4096: pgd_page()})  # 4 MiB at 0 and at 0xc0000000, both physical 0
+    recorded: list[Instruction] = [
+        (0x1000, "f3ab", {"rdi": 0xC0002FF8, "rcx": 4}),  # rep stosd
+        (0x1002, "ffff", {}),  # no instruction
+        (0x1004, "8903", {"rbx": 0x3000}),  # mov [ebx], eax
+        (0x1006, "8b03", {"rbx": 0x2FF8}),  # mov eax, [ebx]: reads
+        (0x1008, "8903", {"rbx": 0x10000000}),  # mapped nowhere
+    ]
+    steps = parse(trace_text(recorded, PAGING_32 | {"cr3": PGD}), 0).steps
+    writers = Writers(steps, Tables(memory, cpu(0), (memory,)))
+    told = sorted((start, end, step.number) for step, start, end in writers.last(0x2FF0, 0x3006))
+    assert told == [(0x2FF8, 0x3000, 0), (0x3000, 0x3004, 2), (0x3004, 0x3006, 0)]

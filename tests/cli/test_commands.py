@@ -1,0 +1,190 @@
+"""The commands beside `rig run`, against rooms that are only pretended."""
+
+from __future__ import annotations
+
+import json
+import types
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rig import cli, commands
+from rig.errors import MachineError, RequestError
+from rig.model import Options, RunPlan, RunResult, Verdict
+from rig.plan import plan
+from tests.cli.pretended import Conductor, pretend, result, words
+
+
+def test_check_prints_what_run_prints(
+    conductor: Conductor, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept: dict[Path, RunResult] = {}
+
+    def run(plan: RunPlan, options: Options, *_: object) -> tuple[RunResult, Path]:
+        where = options.results / plan.slug
+        kept[where] = replace(result(plan), verdict=Verdict.FAIL, surprise="pgd-survives failed")
+        return kept[where], where
+
+    conductor(run)
+    pretend(monkeypatch, "rig.judge", judge_dir=lambda path: kept[path])
+    for extra in ([], ["--json"]):
+        assert cli.main([*words("run panic --jobs 1"), *extra]) == 1
+        ran = capsys.readouterr().out
+        assert cli.main(["check", *map(str, kept), *extra]) == 1
+        assert capsys.readouterr().out == ran
+
+
+def test_check_of_what_is_no_evidence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def judge_dir(path: Path) -> RunResult:
+        raise RequestError(f"{path} is not an evidence directory")
+
+    pretend(monkeypatch, "rig.judge", judge_dir=judge_dir)
+    assert cli.main(["check", "nowhere"]) == 2
+    assert capsys.readouterr().err == "rig: nowhere is not an evidence directory\n"
+
+
+def test_report_writes_beside_the_evidence_or_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    pretend(monkeypatch, "rig.judge", judge_dir=lambda path: f"result of {path.name}")
+    pretend(monkeypatch, "rig.evidence", Evidence=lambda path: f"evidence in {path.name}")
+    pretend(monkeypatch, "rig.report.listing", hand_over_listing=lambda evidence: f"way of {evidence}")
+    pretend(monkeypatch, "rig.report.html", render_run=lambda r, *more: f"{r}, {', '.join(more)}")
+    (tmp_path / "one").mkdir()
+    assert cli.main(["report", str(tmp_path / "one")]) == 0
+    assert (tmp_path / "one/report.html").read_text() == "result of one, evidence in one, way of evidence in one"
+    assert capsys.readouterr().out == f"{tmp_path}/one/report.html\n"
+    assert cli.main(["report", str(tmp_path / "one"), "--html", str(tmp_path / "pages"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["written"] == [f"{tmp_path}/pages/one.html"]
+    assert (tmp_path / "pages/one.html").exists()
+    assert cli.main(["report", str(tmp_path / "one"), "--html", str(tmp_path / "pages/one.html")]) == 2
+
+
+@pytest.mark.usefixtures("conductor")
+def test_list(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["list", "guests"]) == 0
+    heading, *names = (line.split()[0] for line in capsys.readouterr().out.splitlines())
+    assert heading == "guests:"
+    assert {"i386", "pae", "x86_64"} <= set(names)
+    assert cli.main(["list"]) == 0
+    headings = [line for line in capsys.readouterr().out.splitlines() if not line.startswith(" ")]
+    assert headings == [f"{part}:" for part in commands.LISTS]
+    assert cli.main(["list", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert set(document) == {"schema", *commands.LISTS}
+    assert {"name": "sysrq-c", "description": "described"} in document["triggers"]
+
+
+@pytest.mark.usefixtures("conductor")
+def test_fetch_gets_what_the_selected_runs_need(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[str] = []
+
+    class Cache:
+        def __init__(self, progress: Callable[[str], None], *, refresh: bool) -> None:
+            assert refresh
+            self.progress = progress
+            self.cache = types.SimpleNamespace(root=Path("/cache"))
+
+        def kernel(self, kernel: Any, guest: Any) -> Any:
+            self.progress(f"downloading {kernel.name}")
+            asked.append(f"kernel {guest.flavour}")
+            return types.SimpleNamespace(name=kernel.name, release=f"6.1.0-1-{guest.flavour}")
+
+        def package(self, name: str, arch: Any) -> Any:
+            asked.append(f"source {name}")
+            return types.SimpleNamespace(version="6.1.1-1")
+
+        def userland(self, arch: Any, dump: Any) -> None:
+            asked.append(f"userland {arch}{' and makedumpfile' * (dump == 'makedumpfile')}")
+
+        def headers(self, kernel: Any, package: str) -> None:
+            asked.append(f"headers {kernel.release}")
+
+    pretend(monkeypatch, "rig.guest.packages", PackageCache=Cache)
+    assert cli.main(words("fetch --guest pae")) == 0
+    assert set(asked) == {
+        "kernel 686-pae",
+        "userland i386",
+        "userland i386 and makedumpfile",
+        "headers 6.1.0-1-686-pae",
+        "source linux-source-6.1",
+    }
+    out, err = capsys.readouterr()
+    assert "debian-6.1 for pae: 6.1.0-1-686-pae\n" in out
+    assert "built-6.1-overwrite-pgd for pae: to be built from linux-source-6.1 6.1.1-1\n" in out
+    assert "downloading debian-6.1" in err
+
+
+@pytest.mark.usefixtures("conductor")
+def test_doctor(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    def choose(_wanted: str) -> Any:
+        raise MachineError("no accelerator at all", hint="buy one")
+
+    pretend(monkeypatch, "rig.guest.cache", default_root=lambda: tmp_path)
+    pretend(monkeypatch, "rig.vm.accel", choose=choose)
+    monkeypatch.setattr("rig.doctor.probe_version", lambda _program: (7, 2))
+    assert cli.main(["doctor", "--json"]) == 3
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["rows"]}
+    assert rows["accelerator"] == {
+        "name": "accelerator",
+        "state": "missing",
+        "found": "no accelerator at all",
+        "remedy": "buy one",
+    }
+    good = types.SimpleNamespace(name="tcg", reason="KVM crawls")
+    pretend(monkeypatch, "rig.vm.accel", choose=lambda _wanted: good)
+    monkeypatch.setattr("rig.doctor.CACHE_SPACE", 0)
+    monkeypatch.setattr("rig.doctor.RESULTS_SPACE", 0)
+    monkeypatch.setattr("rig.doctor.available_memory", lambda: 100_000)
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+    assert cli.main(["doctor"]) == 0
+    assert "tcg (KVM crawls)" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("conductor")
+@pytest.mark.parametrize(
+    ("line", "unproved", "code"),
+    [
+        ("selftest --quick", ["some-check"], 0),  # not everything was run
+        ("selftest", ["some-check"], 1),
+        ("selftest --all", [], 0),
+    ],
+)
+def test_selftest_fails_for_a_check_that_no_sabotage_fails(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    line: str,
+    unproved: list[str],
+    code: int,
+) -> None:
+    pretend(
+        monkeypatch,
+        "rig.selftest",
+        plans=lambda catalogue, _guests, _quick: plan(catalogue, ["overwritten-pgd"], ["pae"]),
+        rows=lambda results: [one.id for one in results],
+        unproved=lambda _table, _registry: unproved,
+        lines=lambda table, _registry: [f"caught {row}" for row in table],
+    )
+    assert cli.main(words(line)) == code
+    assert "caught overwritten-pgd@pae/debian-6.1\n" in capsys.readouterr().out
+    assert cli.main(words(f"{line} --json")) == code
+    document = json.loads(capsys.readouterr().out)
+    assert (document["sabotages"], document["unproved"]) == (["overwritten-pgd@pae/debian-6.1"], unproved)
+
+
+@pytest.mark.usefixtures("conductor")
+@pytest.mark.parametrize(("holds", "code"), [(True, 0), (False, 1)])
+def test_bench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], holds: bool, code: int) -> None:
+    def measure(plan: RunPlan, options: Options, say: Callable[[str], None], _cancel: object) -> list[Any]:
+        say("measuring")
+        assert options == Options(accel="tcg")
+        return [types.SimpleNamespace(name=plan.id, holds=holds)]
+
+    pretend(monkeypatch, "rig.bench", measure=measure, lines=lambda figures: [figure.name for figure in figures])
+    assert cli.main(words("bench run --guest pae --accel tcg")) == code
+    assert capsys.readouterr() == ("panic@pae/debian-6.1\n", "measuring\n")
