@@ -277,7 +277,7 @@ def list_(args: argparse.Namespace) -> int:
 def fetch(args: argparse.Namespace) -> int:
     """The newest of everything that the selected runs need; without a selection, that all scenarios need.
 
-    Of a kernel that is built from source, the source.
+    Of a kernel that is built from source, the source. Runs that are skipped need nothing.
     """
     from rig.catalog import control
     from rig.guest.apt import host_arch
@@ -286,11 +286,14 @@ def fetch(args: argparse.Namespace) -> int:
     cache = PackageCache(progress=lambda text: print(text, file=sys.stderr, flush=True), refresh=True)
     releases: dict[str, str] = {}
     for plan in _plans(args):
+        if plan.skip:
+            releases[f"{plan.kernel.name} for {plan.guest.name}"] = f"nothing: {plan.skip}"
+            continue
         cache.userland(plan.guest.arch, plan.scenario.dump)
         for kernel in dict.fromkeys((plan.kernel, plan.crash_kernel)):
             where = f"{kernel.name} for {plan.guest.name}"
             if kernel.source:
-                version = cache.package(kernel.source, host_arch()).version
+                version = cache.package(kernel.source, host_arch(), kernel.suite).version
                 releases[where] = f"to be built from {kernel.source} {version}"
                 continue
             files = cache.kernel(kernel, plan.guest)

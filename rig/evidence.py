@@ -365,9 +365,9 @@ class Evidence:
     # what the report needs
 
     def console(self) -> str:
-        """What the guest printed; nothing when the run broke off before there was a guest."""
-        never = self.facts.broke_off is not None or self.facts.skip
-        if never and not (self.path / "console.log").exists():
+        """What the guest printed; nothing when the run was skipped, or broke off, before there was a guest."""
+        early = bool(self.facts.skip) or self.facts.broke_off is not None
+        if early and not (self.path / "console.log").exists():
             return ""
         return self._read("console.log").decode("utf-8", "replace")
 

@@ -74,10 +74,13 @@ def test_a_run_that_broke_off_before_there_was_a_guest_has_a_report(machine: Mac
 
 def test_a_skipped_run_says_why_and_is_no_pass(machine: Machine, tmp_path: Path) -> None:
     machine.learn(skip="CONFIG_KEXEC_FILE: there is none on i386")
-    result = judge(machine.write(tmp_path))
+    evidence = machine.write(tmp_path)
+    (evidence.path / "console.log").unlink()  # nothing was booted
+    result = judge(evidence)
     assert {(c.verdict, c.summary) for c in result.checks} == {(Verdict.SKIP, machine.facts.skip)}
     assert result.verdict is Verdict.SKIP
     assert not result.as_expected
+    assert machine.facts.skip in render_run(result, evidence)
 
 
 def test_what_is_no_evidence_directory_is_a_wrong_request(tmp_path: Path) -> None:

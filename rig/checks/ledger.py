@@ -12,6 +12,7 @@ from rig.checks import check
 from rig.checks.writers import TO_HANDOVER, TO_MACHINE_KEXEC, Interval, functions
 from rig.errors import EvidenceError
 from rig.evidence import Evidence
+from rig.facts import PerCpu
 from rig.handover import HandOver, Live
 from rig.memory import levels, paging
 from rig.memory.diff import changed_ranges
@@ -288,29 +289,40 @@ def _stack(evidence: Evidence, cpu: CpuState) -> Iterator[Claim]:
 def _per_cpu(evidence: Evidence) -> Iterator[Claim]:
     """The per-CPU areas, as far as they are certain.
 
-    Each CPU's unit holds its crash notes, behind the static part. On x86_64 it begins where GS points in the kernel. On
-    i386, where FS is relative to a symbol that kallsyms doesn't show, it reaches at least from the first known thing in
-    it (the GDT and the TSS are per-CPU variables, and crash notes lie behind the static part) to where it must still
-    reach if the notes were its very last bytes.
+    Each CPU's unit holds its crash notes, behind the static part. On x86_64 it begins where GS points in the kernel,
+    but only up to 6.14: since 6.15 ("x86/percpu/64: Use relative percpu offsets") GS holds how far the unit is from
+    where the image has it, which is no address of anything. There, and on i386, where FS is relative to a symbol that
+    kallsyms doesn't show, it reaches at least from the first known thing in it (the GDT and the TSS are per-CPU
+    variables, and crash notes lie behind the static part) to where it must still reach if the notes were its very last
+    bytes.
     """
     facts = evidence.facts
     chunk = facts.per_cpu
     if chunk is None:
         return
     panicked = evidence.crashing_cpu(Checkpoint.PANIC)
+    first = _unit_by_gs(evidence, panicked, chunk)
     for cpu in evidence.cpus(Checkpoint.PANIC):
         if cpu.cpu >= len(facts.crash_notes):
             continue
         notes, size = facts.crash_notes[cpu.cpu]
         owner = f"per-CPU area of CPU {cpu.cpu}"
-        if facts.plan.guest.arch is Arch.AMD64:
+        if first is not None:
             # GS of a CPU in user mode is the user's: go by the panicking CPU's, which is in the kernel
-            base = _physical(evidence, panicked.segments["gs"].base)
-            if base is not None:
-                start = base + (cpu.cpu - panicked.cpu) * chunk.unit
-                yield Claim(start, start + chunk.used, owner)
+            start = first + (cpu.cpu - panicked.cpu) * chunk.unit
+            yield Claim(start, start + chunk.used, owner)
             continue
         known = [_physical(evidence, v) for v in (cpu.gdt_base, cpu.segments["tr"].base)]
         inside = [k for k in known if k is not None and 0 <= notes - k < chunk.used]
         low = min([*inside, notes - chunk.static]) & ~(PAGE_SIZE - 1)
         yield Claim(low, max(notes + size, notes - chunk.used + chunk.unit), owner)
+
+
+def _unit_by_gs(evidence: Evidence, panicked: CpuState, chunk: PerCpu) -> int | None:
+    """Where the panicking CPU's unit begins, if GS points there: its crash notes then lie in it."""
+    facts = evidence.facts
+    if facts.plan.guest.arch is not Arch.AMD64 or panicked.cpu >= len(facts.crash_notes):
+        return None
+    base = _physical(evidence, panicked.segments["gs"].base)
+    notes, _ = facts.crash_notes[panicked.cpu]
+    return base if base is not None and 0 <= notes - base < chunk.used else None

@@ -49,6 +49,7 @@ _TARGET = "$(REPO_URI) $(RELEASE) $(COMPONENT)"  # a line for each index: what i
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")  # package debian-archive-keyring
 # Archives that go with a suite and are part of it; others (backports) are suites of their own.
 _SAME_SUITE = ("", "-updates", "-security")
+_ALONE = ("sid", "unstable", "experimental")  # nothing goes with these: they are updated themselves
 
 _OUT_OF_STEP = re.compile(r"unexpected size|Hash Sum mismatch", re.IGNORECASE)
 _DEADLINE = 900.0  # seconds for one apt command; its own timeouts notice a dead mirror long before
@@ -98,7 +99,8 @@ def suite_sources(targets: str, suite: str) -> str:
         suffix = wanted if any(have == wanted for _, have, _ in named) else ""
         places = [(mirror, suite, component) for mirror, have, component in named if have == suffix]
     else:
-        places = [(mirror, suite + have, component) for mirror, have, component in named if have in _SAME_SUITE]
+        parts = ("",) if suite in _ALONE else _SAME_SUITE
+        places = [(mirror, suite + have, component) for mirror, have, component in named if have in parts]
     return "".join(_source_line(*place) for place in places)
 
 

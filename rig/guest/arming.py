@@ -9,7 +9,6 @@ import gzip
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from rig.errors import GuestCommandFailed, NotOffered, UnsuitableKernel
 from rig.facts import PerCpu
@@ -175,12 +174,14 @@ def all_symbols(
     store: the cache, and the image's SHA256. running: what the kernel said in this boot.
     """
     cache, sha256 = store
-
-    def ask(path: Path) -> None:
+    kept = cache.root / f"kallsyms/{sha256}.gz"
+    if kept.exists():
+        packed = kept.read_bytes()
+    else:
         listener("note: reading the kernel's symbols, once for each kernel")
-        path.write_bytes(_read_kallsyms(shell, deadline))
-
-    packed = cache.once(f"kallsyms/{sha256}.gz", ask).read_bytes()
+        packed = _read_kallsyms(shell, deadline)
+        # the cache isn't locked meanwhile: others would wait for this guest, and this guest for their downloads
+        cache.keep(f"kallsyms/{sha256}.gz", packed)
     return symbols.moved(symbols.parse_all(gzip.decompress(packed).decode(), modules=False), running)
 
 

@@ -85,6 +85,17 @@ class Cache:
                     (directory / "made").rename(final)
         return final
 
+    def keep(self, relative: str, data: bytes) -> None:
+        """A file whose content is at hand already. No lock: several rigs may write the same, the last one stays."""
+        final = self.root / relative
+        try:
+            final.parent.mkdir(parents=True, exist_ok=True)
+            part = final.with_name(f".{final.name}.{os.getpid()}.{threading.get_ident()}")
+            part.write_bytes(data)
+            part.replace(final)
+        except OSError as error:
+            raise self._unusable(error) from error
+
     def recorded(self, relative: str, kind: type[R], make: Callable[[], R]) -> R:
         """The record; made (while locked) where it is missing, unreadable, or stands on missing artefacts."""
         if (record := self._read(relative, kind)) is not None:

@@ -41,6 +41,8 @@ MAKEDUMPFILE = "/usr/bin/makedumpfile"  # only for runs whose dump it filters: i
 _LOADED_BY_LIBC = ("libnss_files.so.2",)  # glibc before 2.34, to look up a user; nothing names it as DT_NEEDED
 _MODULES = ("8139cp",)  # the guests' network card (rtl8139): the quickest to have a link
 _IMAGES = ("boot/vmlinuz-*", "usr/lib/modules/*/vmlinuz", "lib/modules/*/vmlinuz")
+_ANY_IMAGE = r"linux-image-[0-9].*(?<!-dbg)"
+_EXAMPLES = 4  # of what there is instead, in an error
 # Kernel image packages of another kind than asked for, unless the pattern itself names the kind.
 _OTHER_KINDS = ("dbg", "unsigned", "rt", "cloud")
 # From Debian 14 on linux-image-* is empty, and depends on packages with the image and the modules.
@@ -164,6 +166,8 @@ class PackageCache:
         repository = self._repository(kernel.suite)
         key = self._record(repository, guest.arch, f"kernel-{guest.flavour}", pattern, *_MODULES)
         record = self.cache.recorded(key, _KernelRecord, lambda: self._packaged_kernel(repository, guest.arch, pattern))
+        if not record.modules:
+            self.progress(f"{record.package} has no module {', '.join(_MODULES)}: no SSH into it as the crash kernel")
         return KernelFiles(
             name=kernel.name,
             release=record.release,
@@ -232,6 +236,8 @@ class PackageCache:
             for candidate in repository.matching(arch, pattern)
             if not any(kind in candidate.name.split("-") for kind in others)
         ]
+        if not candidates:
+            raise self._no_such_kernel(repository, arch, pattern)
         for main in repository.first_available(arch, candidates):
             found = [main, *_obtain_parts(repository, arch, main[0], _KERNEL_PARTS)]
             unpack = functools.partial(self._unpack_kernel, [deb for _, deb in found])
@@ -242,6 +248,16 @@ class PackageCache:
         raise PackageError(
             f"no kernel package {pattern} could be had for {arch}: {repository.troubles(arch)}",
             hint="is the network up, and do the package sources carry it? `--kernel BZIMAGE` does without",
+        )
+
+    @staticmethod
+    def _no_such_kernel(repository: Repository, arch: Arch, pattern: str) -> PackageError:
+        """The indexes were read, and none of them names such a package. It may not exist, or not any more."""
+        there = [candidate.name for candidate in repository.matching(arch, _ANY_IMAGE)]
+        examples = f"{', '.join(there[:_EXAMPLES])}{', ...' if len(there) > _EXAMPLES else ''}"
+        return PackageError(
+            f"no kernel package {pattern} for {arch} in {repository.described}",
+            hint=f"kernels for {arch} there: {examples or 'none'}. What apt said: {repository.troubles(arch)}",
         )
 
     def _kernel_record(self, arch: Arch, candidate: Candidate, tree: Path, bzimage: Path) -> _KernelRecord:

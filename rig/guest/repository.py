@@ -38,6 +38,10 @@ class Repository:
         self._suite = suite
         self._indexes: dict[Arch, Apt] = {}
 
+    @property
+    def described(self) -> str:
+        return f"the suite {self._suite}" if self._suite else "the package sources"
+
     def obtain(self, arch: Arch, names: Sequence[str], version: str = "") -> list[Found]:
         """Each name's .deb, in that order. Of each: the given version if there is one, else the one that apt
         would install; failing that, the newest that downloads, and that is reported.
@@ -47,7 +51,7 @@ class Repository:
         apt = self._index(arch)
         chosen = {candidate.name: candidate for candidate in apt.candidates(names)}
         if missing := [name for name in names if name not in chosen]:
-            raise self._failure(arch, f"no package {', '.join(missing)} for {arch} in the package sources")
+            raise self._failure(arch, f"no package {', '.join(missing)} for {arch} in {self.described}")
         if version:
             exact = apt.candidates(names, all_versions=True)
             chosen |= {candidate.name: candidate for candidate in exact if candidate.version == version}
@@ -97,7 +101,8 @@ class Repository:
             try:
                 apt.update(must_reach=self._cache.refresh)
             except PackageError as problem:
-                problem.hint = self._suite_hint() if self._suite else problem.hint
+                if self._suite:
+                    raise PackageError(f"{self.described}: {problem.message}", hint=self._suite_hint()) from problem
                 raise
             self._indexes[arch] = apt
         return self._indexes[arch]

@@ -56,9 +56,13 @@ _POLL = 0.2  # seconds: the longest that a cancellation goes unnoticed while wai
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that the outcome of a build depends on. source_id: of the package's content. patch: None for a plain one."""
+    """All that the outcome of a build depends on. patch: None for a plain one.
+
+    source_id: of the package's content, so that the suite it comes from doesn't matter any more.
+    """
 
     source: str
+    suite: str
     source_id: str
     arch: Arch
     flavour: str
@@ -148,7 +152,8 @@ def read_recipe(kernel: Kernel, guest: Guest, cache: PackageCache) -> Recipe:
     fragments = [catalog.build_file(f"config/{name}.config", kernel.home) for name in fragment_names(kernel, guest)]
     return Recipe(
         source=kernel.source,
-        source_id=cache.package(kernel.source, host_arch()).sha256,
+        suite=kernel.suite,
+        source_id=cache.package(kernel.source, host_arch(), kernel.suite).sha256,
         arch=guest.arch,
         flavour=guest.flavour,
         options=config.merge(config.read_fragment(path) for path in fragments),
@@ -213,7 +218,7 @@ class _Builder:
             shutil.rmtree(work)
 
     def _source(self, recipe: Recipe) -> Path:
-        package = self._cache.package(recipe.source, host_arch())
+        package = self._cache.package(recipe.source, host_arch(), recipe.suite)
 
         def unpack(path: Path) -> None:
             self._say(f"unpacking {recipe.source} {package.version}")
@@ -242,10 +247,11 @@ class _Builder:
         wanted.write_text(config.to_config(recipe.options))
         argv = ["make", *recipe.make_arguments(), f"KCONFIG_ALLCONFIG={wanted}", "allnoconfig"]
         make.run(argv, tree, log, self._cancel, lambda _: None)
-        if lost := config.unmet(recipe.options, parse_config((tree / ".config").read_text())):
+        outcome = parse_config((tree / ".config").read_text())
+        if lost := config.unmet(recipe.options, outcome, config.declared(tree)):
             raise RequestError(
                 f"{recipe.source} for {recipe.flavour}: Kconfig did not take what was asked for: {'; '.join(lost)}",
-                hint=f"it lacks something that it depends on, or is no option of that source: see {tree}/.config",
+                hint=f"it lacks something that it depends on, or was renamed or dropped by this version: see {tree}",
             )
 
     def _make(self, recipe: Recipe, tree: Path, log: Path) -> make.Progress:

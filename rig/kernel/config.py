@@ -6,13 +6,15 @@ A line of a fragment is `CONFIG_NAME=VALUE  # reason`. VALUE is as in a .config,
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from rig.errors import RequestError
 
 _LINE = re.compile(r'(?P<name>CONFIG_\w+)=(?P<value>"[^"]*"|[^\s"#]+)\s+#\s*(?P<reason>\S.*)')
+
+_DECLARATION = re.compile(r"^\s*(?:menu)?config\s+(\w+)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -70,14 +72,26 @@ def to_config(options: Iterable[Option]) -> str:
     )
 
 
-def unmet(options: Iterable[Option], config: Mapping[str, str]) -> list[str]:
+def declared(source: Path) -> frozenset[str]:
+    """All options, as CONFIG_NAME, that a kernel's source has for x86: what its Kconfig files declare."""
+    found: set[str] = set()
+    for path in source.rglob("Kconfig*"):
+        top, *below = path.relative_to(source).parts
+        if path.is_file() and (top != "arch" or below[0] in ("x86", "Kconfig")):
+            found.update(_DECLARATION.findall(path.read_text(encoding="utf-8", errors="replace")))
+    return frozenset(f"CONFIG_{name}" for name in found)
+
+
+def unmet(options: Iterable[Option], config: Mapping[str, str], known: Collection[str]) -> list[str]:
     """What was asked for and isn't there, each as a line that names the option, its fragment and what it is instead.
 
     config: the finished configuration, as rig.kernel.image.parse_config reads it. Kconfig drops an option whose
-    dependencies aren't met without a word.
+    dependencies aren't met without a word. known: as `declared`. An option that the source hasn't got can't be off
+    either: another one may have taken its place.
     """
     return [
-        f"{option.name}={option.value} ({option.fragment.name}) is {config.get(option.name, 'n')}"
+        f"{option.name}={option.value} ({option.fragment.name}) is "
+        + (config.get(option.name, "n") if option.name in known else "no option of this source")
         for option in options
-        if config.get(option.name, "n") != option.value
+        if option.name not in known or config.get(option.name, "n") != option.value
     ]

@@ -35,11 +35,18 @@ class PageTypes:
     def is_slab(self, pfn: int) -> bool:
         """Whether the page holds slab objects.
 
-        LookupError when the kernel doesn't say where its struct pages are, or since 6.10 (46df8e73a4a3) keeps the mark
-        elsewhere than in page->flags.
+        The mark is a flag up to 6.9; since 6.11 it is the top byte of _mapcount's word (page_type, PGTY_slab in
+        include/linux/page-flags.h). LookupError when the kernel doesn't say where its struct pages are, or marks them
+        in another way (6.10).
         """
-        flag = 1 << int(self._info["NUMBER(PG_slab)"])
         page = self._head(self._struct_page(pfn))
+        if "NUMBER(PAGE_SLAB_MAPCOUNT_VALUE)" in self._info:
+            mark = int(self._info["NUMBER(PAGE_SLAB_MAPCOUNT_VALUE)"]) & 0xFFFFFFFF  # printed as a signed number
+            if mark & 0xFFFFFF:
+                raise LookupError(f"PAGE_SLAB_MAPCOUNT_VALUE {mark:#x} is no type in the top byte")
+            word = self._read(page + int(self._info["OFFSET(page._mapcount)"]), 4)
+            return int.from_bytes(word, "little") >> 24 == mark >> 24
+        flag = 1 << int(self._info["NUMBER(PG_slab)"])
         return bool(self._pointer(page + int(self._info["OFFSET(page.flags)"])) & flag)
 
     def _struct_page(self, pfn: int) -> int:
@@ -54,9 +61,21 @@ class PageTypes:
         return (coded & ~_SECTION_FLAGS) + pfn * size
 
     def _head(self, page: int) -> int:
-        """The first page of a compound one: bit 0 of compound_head marks the others."""
-        head = self._pointer(page + int(self._info["OFFSET(page.compound_head)"]))
-        return head - 1 if head & 1 else page
+        """The first page of a compound one. Bit 0 of this word marks the others; the rest leads to the first one.
+
+        It is that one's address or, where kernels of 2026 say compound_info (compound_info_has_mask() in
+        include/linux/page-flags.h), possibly what to mask the page's own address with: no struct page lies in the
+        highest 4 GiB, and a mask has all those bits.
+        """
+        key = (
+            "OFFSET(page.compound_info)" if "OFFSET(page.compound_info)" in self._info else "OFFSET(page.compound_head)"
+        )
+        head = self._pointer(page + int(self._info[key]))
+        if not head & 1:
+            return page
+        if self._word == 8 and head >> 32 == 0xFFFFFFFF:
+            return page & (head - 1)
+        return head - 1
 
     def _pointer(self, address: int) -> int:
         return int.from_bytes(self._read(address, self._word), "little")

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from rig.checks import run_check
 from rig.checks.ledger import claims
+from rig.facts import PerCpu
 from rig.memory.ledger import Change, split
-from rig.model import Checkpoint, CheckResult, Symbol, Verdict
-from tests.forge import CRASH, NOTES, PGD, Machine
+from rig.model import Arch, Checkpoint, CheckResult, Segment, Symbol, Verdict
+from tests.forge import CRASH, NOTES, PGD, Machine, cpu
 from tests.forged_trace import Instruction, record
 
 CONTROL = CRASH.start  # executed there through the identity map: entry 2 of the pgd
@@ -90,3 +94,24 @@ def test_what_the_kernel_gave_back_of_its_image_is_not_its_own(tmp_path: Path) -
     machine.change(Checkpoint.HANDOVER, 0x110000, b"345")  # in the freed part
     found = owners(judged(machine, tmp_path, [(MACHINE_KEXEC, "90", {})]))
     assert (found["kernel before"]["bytes"], found["unaccounted"]["bytes"]) == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("gs", "start", "end"),
+    [
+        (0xC02FD000, 0x2FD000, 0x303000),  # the unit's start: all of the used part
+        (0xC0700000, 0x2FE000, 0x30A000),  # mapped, but the notes are far from there: what is certain by the notes
+        (0x7F000000, 0x2FE000, 0x30A000),  # no address at all
+    ],
+)
+def test_a_per_cpu_area_holds_its_cpus_notes_wherever_gs_points(gs: int, start: int, end: int, tmp_path: Path) -> None:
+    machine = forged()
+    guest = replace(machine.facts.plan.guest, arch=Arch.AMD64)
+    machine.learn(
+        plan=replace(machine.facts.plan, guest=guest), per_cpu=PerCpu(static=0x2000, used=0x6000, unit=0x10000)
+    )
+    first = cpu(0)
+    first = replace(first, segments={**first.segments, "gs": Segment(0, gs, 0, 0)})
+    machine.cpus = {**machine.cpus, Checkpoint.PANIC: (first, cpu(1, rip=0xC0030000))}
+    told = [claim for claim in claims(machine.write(tmp_path)) if claim.owner == "per-CPU area of CPU 0"]
+    assert [(claim.start, claim.end) for claim in told] == [(start, end)]

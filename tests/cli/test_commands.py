@@ -95,8 +95,8 @@ def test_fetch_gets_what_the_selected_runs_need(
             asked.append(f"kernel {guest.flavour}")
             return types.SimpleNamespace(name=kernel.name, release=f"6.1.0-1-{guest.flavour}")
 
-        def package(self, name: str, arch: Any) -> Any:
-            asked.append(f"source {name}")
+        def package(self, name: str, arch: Any, suite: str) -> Any:
+            asked.append(f"source {name} {suite}".strip())
             return types.SimpleNamespace(version="6.1.1-1")
 
         def userland(self, arch: Any, dump: Any) -> None:
@@ -118,6 +118,13 @@ def test_fetch_gets_what_the_selected_runs_need(
     assert "debian-6.1 for pae: 6.1.0-1-686-pae\n" in out
     assert "built-6.1-overwrite-pgd for pae: to be built from linux-source-6.1 6.1.1-1\n" in out
     assert "downloading debian-6.1" in err
+
+    asked.clear()
+    assert cli.main(words("fetch --guest i386 --kernel debian-sid --crash-kernel debian-sid")) == 0
+    assert asked == []  # there is no such kernel for it
+    assert capsys.readouterr().out == "debian-sid for i386: nothing: debian-sid has no flavour 686; it has amd64\n"
+    assert cli.main(words("fetch --guest i386 --kernel built-7.2 --crash-kernel built-7.2")) == 0
+    assert "source linux-source-7.2 sid" in asked
 
 
 @pytest.mark.usefixtures("conductor")

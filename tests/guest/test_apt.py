@@ -109,6 +109,7 @@ def test_a_suite_with_its_updates_from_where_the_machines_own_come() -> None:
         "deb file:/mirror/ bullseye-updates main",
         "deb file:/security/ bullseye-security main",
     ]
+    assert places(suite_sources(TARGETS, "sid")) == ["deb file:/mirror/ sid main"]  # it has no updates beside it
 
 
 def test_a_suite_beside_the_plain_one_comes_from_where_its_like_or_the_plain_one_lies() -> None:

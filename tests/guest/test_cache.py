@@ -42,6 +42,17 @@ def test_an_artefact_is_made_once(cache: Cache) -> None:
     assert calls == ["first"]
 
 
+def test_what_is_at_hand_is_kept_while_another_rig_has_the_lock(cache: Cache) -> None:
+    other = Cache(cache.root, lambda _: None)
+    with other.locked():
+        for data in (b"first", b"second"):
+            cache.keep("a/b", data)
+    assert [path.read_bytes() for path in (cache.root / "a").iterdir()] == [b"second"]
+    (cache.root / "c").write_text("a file")
+    with pytest.raises(MachineError, match="can't be used"):
+        cache.keep("c/d", b"")
+
+
 def test_what_fails_half_way_leaves_nothing(cache: Cache) -> None:
     def fail(path: Path) -> None:
         path.write_text("half")

@@ -120,7 +120,7 @@ def test_no_source_at_all_is_told_in_apts_words(tmp_path: Path) -> None:
 def test_a_suite_that_the_mirror_does_not_carry_is_named(tmp_path: Path) -> None:
     gone = Kernel("old", "", package=r"linux-image-{flavour}", suite="bullseye")
     cache = PackageCache(tmp_path / "cache", sources=f"deb copy:{tmp_path}/mirror bookworm main\n")
-    with pytest.raises(PackageError, match=r"no package index for amd64 .*bullseye") as caught:
+    with pytest.raises(PackageError, match=r"the suite bullseye: no package index for amd64 ") as caught:
         cache.kernel(gone, guest())
     assert "does the mirror still carry bullseye?" in caught.value.hint
     flat = PackageCache(tmp_path / "cache", sources=f"deb copy:{tmp_path}/mirror ./\n")
@@ -168,15 +168,26 @@ def test_a_wide_pattern_takes_no_kernel_of_another_kind(cache: PackageCache, rep
     assert cache.kernel(wanted, guest()).release == "6.1.0-2-rt-amd64"
 
 
-def test_an_image_that_lies_in_a_package_it_depends_on(cache: PackageCache, repository: Repository) -> None:
+def test_an_image_that_lies_in_a_package_it_depends_on(
+    cache: PackageCache, repository: Repository, said: list[str]
+) -> None:
     repository.add("linux-image-6.1.0-1-amd64", "1", {}, depends="linux-binary-6.1.0-1-amd64 (= 1), kmod")
     repository.add("linux-binary-6.1.0-1-amd64", "1", {"usr/lib/modules/6.1.0-1/vmlinuz": bzimage("6.1.0-1 (x@y)")})
     assert cache.kernel(KERNEL, guest()).release == "6.1.0-1"
+    assert said[-1].startswith("linux-image-6.1.0-1-amd64 has no module 8139cp: no SSH")
 
 
-def test_no_such_kernel(cache: PackageCache, repository: Repository) -> None:
-    repository.add("tool", "1.0", {})
-    with pytest.raises(PackageError, match=r"no kernel package .* for amd64"):
+def test_no_such_kernel_says_which_there_are(cache: PackageCache, repository: Repository) -> None:
+    for name in ("linux-image-6.5.0-1-amd64", "linux-image-6.5.0-1-amd64-dbg", "linux-image-amd64"):
+        repository.add(name, "1", {})
+    with pytest.raises(PackageError, match=r"no kernel package .*-amd64 for amd64 in the package sources") as caught:
+        cache.kernel(KERNEL, guest())
+    assert "kernels for amd64 there: linux-image-6.5.0-1-amd64. " in caught.value.hint
+
+
+def test_a_kernel_of_which_nothing_downloads(cache: PackageCache, repository: Repository) -> None:
+    add_kernel(repository, "linux-image-6.1.0-1-amd64", "1").unlink()
+    with pytest.raises(PackageError, match=r"no kernel package .* could be had for amd64: .*stat"):
         cache.kernel(KERNEL, guest())
 
 

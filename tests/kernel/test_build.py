@@ -15,7 +15,7 @@ from rig import catalog
 from rig.errors import Cancelled, MachineError, RequestError
 from rig.kernel import make
 from rig.kernel.build import Recipe, _apply, _copy_tree, _link_or_copy, _move_tools, fragment_names
-from rig.kernel.config import Option, merge, read_fragment, to_config, unmet
+from rig.kernel.config import Option, declared, merge, read_fragment, to_config, unmet
 from rig.model import Arch
 
 
@@ -52,10 +52,22 @@ def test_fragments_that_contradict_each_other() -> None:
 def test_what_kconfig_did_not_take_is_named_with_its_fragment() -> None:
     here = Path("kernels/config/base.config")
     asked = [Option(f"CONFIG_{name}", value, here) for name, value in (("A", "y"), ("B", "y"), ("C", "n"), ("D", "n"))]
-    assert unmet(asked, {"CONFIG_A": "y", "CONFIG_C": "y"}) == [
+    assert unmet(asked, {"CONFIG_A": "y", "CONFIG_C": "y"}, [option.name for option in asked]) == [
         "CONFIG_B=y (base.config) is n",
         "CONFIG_C=n (base.config) is y",
     ]
+
+
+def test_an_option_of_another_version_or_architecture_is_not_taken_for_one_that_is_off(tmp_path: Path) -> None:
+    (tmp_path / "arch/x86").mkdir(parents=True)
+    (tmp_path / "arch/mips").mkdir()
+    (tmp_path / "arch/Kconfig").write_text("config KPROBES\n")
+    (tmp_path / "arch/x86/Kconfig.cpu").write_text("choice\nconfig M686\n\tbool\nendchoice\n  menuconfig HYPERVISOR\n")
+    (tmp_path / "arch/mips/Kconfig").write_text("config HIGHMEM64G\n\tdepends on config\n")
+    known = declared(tmp_path)
+    assert known == {"CONFIG_KPROBES", "CONFIG_M686", "CONFIG_HYPERVISOR"}
+    gone = Option("CONFIG_HIGHMEM64G", "n", Path("amd64.config"))
+    assert unmet([gone], {}, known) == [f"{gone.name}=n (amd64.config) is no option of this source"]
 
 
 def test_the_rigs_own_kernels_have_all_their_files() -> None:
@@ -90,7 +102,7 @@ def test_files_of_a_kernel_of_the_users_are_found_beside_it_before_the_rigs(tmp_
 
 # ---------------------------------------------------------------- what a build is known by
 
-RECIPE = Recipe("linux-source-6.1", "ab" * 32, Arch.I386, "686", (Option("CONFIG_X", "y", Path("x")),), "gcc 12")
+RECIPE = Recipe("linux-source-6.1", "", "ab" * 32, Arch.I386, "686", (Option("CONFIG_X", "y", Path("x")),), "gcc 12")
 
 
 def test_a_build_is_known_by_all_that_its_outcome_depends_on(tmp_path: Path) -> None:

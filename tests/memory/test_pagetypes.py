@@ -42,6 +42,27 @@ def test_sparsemem_extreme() -> None:
     assert found.is_slab(0x300)
 
 
+SLAB_TYPE = "-184549376"  # NUMBER() of PGTY_slab << 24, as 6.12 and 7.2 print it: 0xf5000000
+
+
+def test_the_mark_in_page_type() -> None:
+    """And the word of a tail page: the head's address, or what the tail's own address is masked with."""
+    info = {
+        "SYMBOL(mem_map)": "1000",
+        "OFFSET(page._mapcount)": "48",
+        "OFFSET(page.compound_info)": "8",
+        "NUMBER(PAGE_SLAB_MAPCOUNT_VALUE)": SLAB_TYPE,
+    }
+    head, tail, other = (0x9000 + n * 64 for n in (4, 5, 6))
+    fields = {head + 8: 0, head + 48: 0xF5000001, tail + 8: head + 1, other + 8: 0, other + 48: 0xF2000000}
+    found = types({0x1000: 0x9000} | fields, info)
+    assert [found.is_slab(pfn) for pfn in (4, 5, 6)] == [True, True, False]
+    mask_of_4 = (1 << 64) - 4 * 64 | 1
+    assert types({0x1000: 0x9000} | fields | {tail + 8: mask_of_4}, info).is_slab(5)
+    with pytest.raises(LookupError, match="no type in the top byte"):
+        types({0x1000: 0x9000} | fields, info | {"NUMBER(PAGE_SLAB_MAPCOUNT_VALUE)": "-2097"}).is_slab(4)
+
+
 @pytest.mark.parametrize("lacking", ["NUMBER(PG_slab)", "SIZE(page)", "OFFSET(page.compound_head)"])
 def test_a_kernel_that_does_not_say(lacking: str) -> None:
     info = {key: value for key, value in COMMON.items() if key != lacking} | {"SYMBOL(mem_map)": "1000"}
