@@ -32,7 +32,7 @@ from rig.facts import DumpInfo, Facts, Kimage, Pattern
 from rig.guest import arming
 from rig.guest.keys import RunKeys
 from rig.judge import judge
-from rig.kernel import kimage, symbols
+from rig.kernel import efi, kimage, symbols
 from rig.loads import LOADS
 from rig.memory import levels
 from rig.memory.dump import Words, hashes_at
@@ -200,7 +200,7 @@ class _Run:
         recorder = stack.enter_context(Recorder(vm.ram_fd, artefacts.machine.ram_size, ram, vm.pmemsave))
         self.learn(ram=tuple(ram))
         with self.in_phase("arm", "the crash kernel to be loaded") as deadline:
-            record = self._arm(vm, artefacts, deadline)
+            record = self._arm(vm, recorder, artefacts, deadline)
         try:
             self._hand_over(vm, recorder, record)
             self._crash_boot(vm, recorder)
@@ -223,7 +223,7 @@ class _Run:
 
     # ------------------------------------------------------------ armed
 
-    def _arm(self, vm: Vm, artefacts: Artefacts, deadline: Deadline) -> int:
+    def _arm(self, vm: Vm, recorder: Recorder, artefacts: Artefacts, deadline: Deadline) -> int:
         """Load the crash kernel (and the control). Returns the physical address of the control's record, 0 without."""
         known = arming.arm(vm.shell, LOADS[self.plan.scenario.load], artefacts.crash_cmdline, deadline)
         if artefacts.vmlinux is not None:
@@ -241,6 +241,7 @@ class _Run:
             per_cpu=known.per_cpu,
             vmcoreinfo=known.vmcoreinfo,
             crash_cmdline=artefacts.crash_cmdline,
+            efi_tables=efi.spans(recorder.live, *known.efi) if known.efi else (),
         )
         record = 0
         if artefacts.control:
@@ -270,9 +271,7 @@ class _Run:
                 self.at_panic = vm.info_registers()
                 self._capture(vm, recorder, Checkpoint.PANIC)
             try:
-                # of several CPUs that run at the same time QEMU mixes up the lines
-                alone = self.plan.guest.cpus == 1
-                with self._recorded(vm) if alone else contextlib.nullcontext():
+                with self._recorded(vm):
                     image = self._to_machine_kexec(vm, gdb, recorder, name, cpu)
                 with self._recorded(vm):
                     self._to_new_image(vm, gdb, recorder, image, record)

@@ -3,7 +3,7 @@
     symbols.json.zst            the kernel's symbols that executed instructions and changed memory lie in
     trace.log.zst               the way from machine_kexec to the new image, instruction by instruction, as QEMU logged
                                 it: see rig/trace.py
-    before.log.zst              the same from `panic` to machine_kexec (one CPU, TCG)
+    before.log.zst              the same from `panic` to machine_kexec, of all CPUs, one after the other (TCG)
     handover.txt                the hand-over for people, an instruction a line
     run.json                    Facts: what was run, and what the guest said about itself
     result.json, report.html    the verdict, and the same for people
@@ -329,12 +329,22 @@ class Evidence:
     def recording(self) -> Trace:
         """All that was recorded of the crashing CPU: `trace`, and before it what led there from `panic`.
 
-        The way from `panic` is recorded of guests with one CPU under TCG only. Takes a while to read.
+        The way from `panic` is recorded under TCG only. Takes a while to read.
         """
         if self.facts.crashing_cpu is None:
             raise EvidenceError("`panic` was never reached: nothing was recorded")
         before = self._unpacked(BEFORE) if (self.path / BEFORE).exists() else b""
         return self._parsed(before + self._unpacked(TRACE), None)
+
+    def other_cpu(self, cpu: int) -> Trace | None:
+        """What a CPU other than the crashing one executed from `panic` to machine_kexec.
+
+        None when it executed nothing then, or when that was not recorded.
+        """
+        if not (self.path / BEFORE).exists():
+            return None
+        text = self._unpacked(BEFORE).decode("ascii", errors="replace")
+        return parse_trace(text, cpu) if f"\nTrace {cpu}: " in text else None
 
     def _parsed(self, text: bytes, start: int | None) -> Trace:
         assert self.facts.crashing_cpu is not None

@@ -102,6 +102,7 @@ class Facts:
     crash_notes: tuple[tuple[int, int], ...] = ()  # per CPU: physical address, size
     vmcoreinfo: tuple[int, int] | None = None  # physical address, size
     per_cpu: PerCpu | None = None
+    efi_tables: tuple[tuple[int, int], ...] = ()  # physical address, bytes: EFI's system table, configuration tables
     crash_cmdline: str = ""
     crashing_cpu: int | None = None
     panic_symbol: str = ""  # where `panic` was taken: __crash_kexec

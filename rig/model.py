@@ -55,6 +55,13 @@ class PagingMode(enum.StrEnum):
     FIVE_LEVEL = "5-level"
 
 
+class Firmware(enum.StrEnum):
+    """What the machine starts with, and who tells the kernel where memory is."""
+
+    BIOS = "bios"  # QEMU's own, SeaBIOS
+    UEFI = "uefi"  # OVMF, 64-bit, from the distribution's package
+
+
 class Checkpoint(enum.StrEnum):
     """The instants at which the machine is held and looked at (DESIGN: contract)."""
 
@@ -84,6 +91,7 @@ class Guest:
     machine: str  # QEMU -machine type
     cpu: str  # QEMU -cpu model under TCG
     crashkernel: str
+    firmware: Firmware = Firmware.BIOS
     cmdline: str = ""  # added to the first kernel's command line
     crash_cmdline: str = ""  # added to the crash kernel's command line
 

@@ -11,7 +11,10 @@ from pathlib import Path
 from rig.catalog import Catalogue, find, nearest, one_of
 from rig.errors import RequestError
 from rig.loads import LOADS
-from rig.model import Guest, Kernel, RunPlan, Scenario, Selection
+from rig.model import Guest, Kernel, PagingMode, RunPlan, Scenario, Selection
+
+# A CPU without it can't run a kernel of that kind (Intel SDM vol. 3, 4.1.1): names of QEMU's -cpu.
+NEEDED_FLAG = {PagingMode.PAE: "pae", PagingMode.FOUR_LEVEL: "lm", PagingMode.FIVE_LEVEL: "la57"}
 
 
 def plan(
@@ -113,6 +116,9 @@ def _cell(
 
 def unsuitable(scenario: Scenario, guest: Guest, *kernels: Kernel) -> str:
     """Why this combination can't be run, by what is known before anything is fetched; empty when it may."""
+    needed = NEEDED_FLAG.get(guest.paging)
+    if needed and f"-{needed}" in guest.cpu.split(","):
+        return f"CPU flag {needed}: {guest.paging} paging needs it, and {guest.cpu} has none"
     load = LOADS[scenario.load]
     if load.archs and guest.arch not in load.archs:
         return f"{load.option}: there is none on {guest.arch}"

@@ -17,13 +17,20 @@ Listener = Callable[[str], None]
 Run = Callable[[RunPlan, Listener, threading.Event], Finished]
 
 OVERHEAD = 200  # MiB for QEMU itself, and the captures being read
+# MiB that a guest without a load of its own has touched when its crash kernel is up.
+TOUCHED = 1024
 MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")
 
 
 def need(plan: RunPlan) -> int:
-    """MiB that one run needs: the guest's memory, once more for the capture, and QEMU."""
-    return 2 * plan.guest.memory + OVERHEAD
+    """MiB that one run needs: the guest's memory, once more for the capture, and QEMU.
+
+    Guest and capture take what the guest has touched of its memory. Of a large one that is no more than of a TOUCHED
+    one, and a struct page (64 bytes at most) for each page.
+    """
+    memory = plan.guest.memory
+    return 2 * min(memory, TOUCHED + memory // 64) + OVERHEAD
 
 
 def workers(plans: Sequence[RunPlan], wanted: int, cores: int, available: int) -> int:

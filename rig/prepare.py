@@ -19,7 +19,7 @@ from rig.guest.keys import RunKeys
 from rig.guest.packages import MAKEDUMPFILE, PackageCache
 from rig.kernel.build import obtain
 from rig.kernel.modules import build_module
-from rig.model import Dump, Guest, Kernel, KernelFiles, KernelIdentity, Options, RunPlan, Scenario
+from rig.model import Dump, Firmware, Guest, Kernel, KernelFiles, KernelIdentity, Options, RunPlan, Scenario
 from rig.vm import accel
 from rig.vm.qemu import MachineSpec, qemu_version
 
@@ -97,6 +97,7 @@ def prepare(
                 initrd=Path(f"/proc/{os.getpid()}/fd/{fd}"),
                 cmdline=first,
                 run_dir=run_dir,
+                firmware=cache.firmware() if guest.firmware is Firmware.UEFI else None,
             ),
             crash_cmdline=second,
             control=control is not None,

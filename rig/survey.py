@@ -72,7 +72,15 @@ def survey(
         handover_tables=handover_tables,
         slab_pages=_slab_pages(recorder, facts),
         pattern=pattern,
-        keep=(*tables, *user_tables, *handover_tables, *code_pages, *_twin_pages(trace), pattern[1]),
+        keep=(
+            *tables,
+            *user_tables,
+            *_table_pages(others),
+            *handover_tables,
+            *code_pages,
+            *_twin_pages(trace),
+            pattern[1],
+        ),
     )
 
 

@@ -115,12 +115,10 @@ def parse(text: str, cpu: int, start: int | None = None) -> Trace:
     pieces = _BLOCK.split(text)
     _learn_code(pieces[0], code)
     for number, address, body in zip(pieces[1::3], pieces[2::3], pieces[3::3], strict=True):
-        begun = begun or (int(number) == cpu and int(address, 16) == start)
-        if not begun:
-            pass
-        elif int(number) != cpu:
-            others += 1
-        else:
+        own = int(number) == cpu
+        others += not own
+        begun = begun or (own and int(address, 16) == start)
+        if own and begun:
             if _UNDONE not in body:
                 _add(steps, int(address, 16), body, code, cpu)
             events += _events(len(steps), body, cpu)

@@ -135,18 +135,19 @@ CODE_64 = replace(CODE_32, flags=0xAF9A00)
 Instruction = tuple[int, str, Mapping[str, int]]
 
 
-def trace_text(instructions: Iterable[Instruction], start: Mapping[str, int]) -> str:
-    """The log. Registers stay as they are until an instruction sets them; `start` gives them before the first.
+def trace_text(instructions: Iterable[Instruction], start: Mapping[str, int], number: int = 0) -> str:
+    """The log of CPU `number`.
 
+    Registers stay as they are until an instruction sets them; `start` gives them before the first.
     With a REP prefix an instruction is executed RCX times, and found RCX to be 0 once more.
     """
     registers, text = {**start, "rflags": 0x46}, ""
     for pc, digits, news in instructions:
         registers |= news
         did = Did(_state(pc, registers), bytes.fromhex(digits))
-        text += block(did)
+        text += block(did, number)
         if did.code[0] in REP:
-            text += trace_line(pc) * registers.get("rcx", 0)
+            text += trace_line(pc, number) * registers.get("rcx", 0)
     return text
 
 

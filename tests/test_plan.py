@@ -68,6 +68,16 @@ def test_what_there_is_not_is_skipped_with_the_reason() -> None:
     assert [one.skip for one in plan(some, ["file"], kernel="next")] == ["CONFIG_KEXEC_FILE: there is none on i386", ""]
 
 
+def test_a_cpu_that_lacks_what_the_paging_mode_needs() -> None:
+    old = replace(CATALOGUE.guests["pae"], cpu="pentium3,-pae")
+    without = replace(CATALOGUE, guests={**CATALOGUE.guests, "pae": old})
+    [one] = plan(without, ["panic"], ["pae"])
+    assert one.skip == "CPU flag pae: pae paging needs it, and pentium3,-pae has none"
+    two_level = replace(old, paging=PagingMode.TWO_LEVEL)
+    [one] = plan(replace(CATALOGUE, guests={"pae": two_level}), ["panic"], ["pae"])
+    assert one.skip == ""
+
+
 def test_an_image_of_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     image = tmp_path / "vmlinuz-6.1.0-13 (mine)"
     image.write_bytes(b"")

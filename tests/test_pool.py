@@ -68,13 +68,20 @@ class Log:
         ([512, 512, 512], 3, 2, 100_000, 3),  # --jobs may go beyond the cores
         ([512, 512, 512], 3, 2, 3 * 1224 - 1, 2),  # but not beyond the memory
         ([512, 512, 512], 0, 8, 1224, 1),
-        ([512, 2048], 0, 8, 4296 + 1223, 1),  # the largest of them together must fit
-        ([512, 2048], 0, 8, 4296 + 1224, 2),
+        ([512, 1024], 0, 8, 2248 + 1223, 1),  # the largest of them together must fit
+        ([512, 1024], 0, 8, 2248 + 1224, 2),
     ],
 )
 def test_workers(memory: list[int], wanted: int, cores: int, available: int, expected: int) -> None:
     plans = [make_plan(str(i), size) for i, size in enumerate(memory)]
     assert pool.workers(plans, wanted, cores, available) == expected
+
+
+def test_a_large_guest_needs_what_it_touches_of_its_memory() -> None:
+    small, large, larger = (pool.need(make_plan("a", memory=memory)) for memory in (1024, 5120, 65536))
+    assert (small, large) == (2 * 1024 + pool.OVERHEAD, 2 * (pool.TOUCHED + 80) + pool.OVERHEAD)
+    # of 64 GiB the struct pages alone are 1 GiB
+    assert larger - large == 2 * (1024 - 80)
 
 
 def test_not_even_one_fits() -> None:

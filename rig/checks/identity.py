@@ -20,6 +20,7 @@ from rig.model import PAGE_SIZE, CheckResult, CpuState, Range, Verdict
 NAME = "identity-map-complete"
 RAM = "System RAM"
 FIRMWARE = ("ACPI Tables", "ACPI Non-volatile Storage")  # e820_type_to_string(), arch/x86/kernel/e820.c
+EFI = ("EFI system table", "EFI configuration tables")  # as Facts.efi_tables has them
 ABOVE = 1 << 32  # bytes that can be addressed with paging off
 WRITE_PROTECT = 1 << 16  # CR0.WP
 NO_EXECUTE = 1 << 11  # EFER.NXE
@@ -40,10 +41,11 @@ class Need:
 def identity_map_complete(evidence: Evidence) -> CheckResult:
     """The tables that are live while the image is copied, else those that it is entered with.
 
-    Must be mapped to themselves: all RAM, the ACPI tables where the firmware's memory map tells them apart, and the
-    image's destinations (init_pgtable() in arch/x86/kernel/machine_kexec_64.c; 6bbeb276b71f for ACPI). EFI's system
-    table is not in /proc/iomem by name, so it isn't judged. A hole there fails, and so does an address of the lower
-    half that leads elsewhere. A destination that can't be written, or an entry that can't be executed, fails as well.
+    Must be mapped to themselves: all RAM, the ACPI tables where the firmware's memory map tells them apart, EFI's
+    system table and its configuration tables, and the image's destinations (init_pgtable() in
+    arch/x86/kernel/machine_kexec_64.c; 6bbeb276b71f for ACPI, 5760929f6545 for the configuration tables). A hole
+    there fails, and so does an address of the lower half that leads elsewhere. A destination that can't be written, or
+    an entry that can't be executed, fails as well.
 
     What is mapped besides is told, not judged. It is the firmware's memory and devices in the same large page as RAM;
     the type of memory that a large page over several of them gets is up to the MTRRs (SDM vol. 3, "Large Page Size
@@ -73,6 +75,8 @@ def _needs(facts: Facts) -> list[Need]:
             found.append(Need(-(-r.start // PAGE_SIZE) * PAGE_SIZE, (r.last + 1) // PAGE_SIZE * PAGE_SIZE, RAM, False))
         elif r.name in FIRMWARE:
             found.append(Need(*_pages(r.start, r.last + 1), r.name, False))
+    for (start, size), name in zip(facts.efi_tables, EFI, strict=False):
+        found.append(Need(*_pages(start, start + size), name, False))
     if not any(n.name == RAM for n in found):
         raise EvidenceError(f"the guest's /proc/iomem has no {RAM}")
     found.append(Need(facts.crash_region.start, facts.crash_region.last + 1, "crash region", True))

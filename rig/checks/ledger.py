@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 from rig.checks import check
-from rig.checks.writers import TO_HANDOVER, TO_MACHINE_KEXEC, Interval, functions
+from rig.checks.writers import TO_HANDOVER, TO_MACHINE_KEXEC, Interval, before_they_stopped, functions
 from rig.errors import EvidenceError
 from rig.evidence import Evidence
 from rig.facts import PerCpu
@@ -92,12 +92,16 @@ def _interval(evidence: Evidence, between: Interval, common: list[Claim]) -> _In
         extra.append(Claim(*LOW_MEMORY, "first 640 KiB, given to the crash kernel (saved by purgatory)"))
     if between[0] is Checkpoint.PANIC:
         extra += slab_claims(evidence)
+    entries = _entries(evidence, between, changes, [*extra, *common])
+    if between == TO_MACHINE_KEXEC and any(entry["owner"] == UNACCOUNTED for entry in entries):
+        # only now: reading what they executed takes a second
+        entries = _entries(evidence, between, changes, [*extra, *common, *_other_cpus_claims(evidence)])
     return _Interval(
         between,
         outside=size,
         pages=len({c.address // PAGE_SIZE for c in outside}),
         inside=sum(c.length for c in changes) - size,
-        owners=_entries(evidence, between, changes, [*extra, *common]),
+        owners=entries,
     )
 
 
@@ -131,6 +135,14 @@ def claims(evidence: Evidence) -> list[Claim]:
 def slab_claims(evidence: Evidence) -> list[Claim]:
     """Slab objects that other CPUs may change until machine_crash_shutdown() stops them; later nobody may."""
     return [Claim(p, p + PAGE_SIZE, "slab object") for p in evidence.facts.slab_pages]
+
+
+def _other_cpus_claims(evidence: Evidence) -> list[Claim]:
+    """What other CPUs went on doing until machine_crash_shutdown() stopped them."""
+    with contextlib.suppress(EvidenceError):  # no recording: then nothing of it is known
+        spots = dict.fromkeys((write.start, write.end) for write in before_they_stopped(evidence))
+        return [Claim(start, end, "another CPU, before it was stopped") for start, end in spots]
+    return []
 
 
 def _entries(

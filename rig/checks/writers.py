@@ -18,25 +18,30 @@ from rig.model import MACHINE_KEXEC, PAGE_SIZE, Checkpoint
 from rig.trace import Step
 
 Interval = tuple[Checkpoint, Checkpoint]
+NMI = 2  # vector (SDM vol. 3, table 6-1); nmi_shootdown_cpus(), arch/x86/kernel/reboot.c
 SHOWN = 8  # instructions that figures tell
 
 TO_MACHINE_KEXEC: Interval = (Checkpoint.PANIC, Checkpoint.MACHINE_KEXEC)
 TO_HANDOVER: Interval = (Checkpoint.MACHINE_KEXEC, Checkpoint.HANDOVER)
 
 
+def _writes(steps: Iterable[Step], tables: Tables) -> Iterator[Touch]:
+    """In order, page by page. What bytes that are no instruction wrote is not known."""
+    for step in steps:
+        with contextlib.suppress(EvidenceError):
+            yield from (touch for touch in touches((step,), tables) if touch.write)
+
+
 class Writers:
     """Who wrote what, to be asked many times.
 
-    Of the crashing CPU's recorded instructions; what bytes that are no instruction wrote is not known.
+    Of the crashing CPU's recorded instructions.
     """
 
     def __init__(self, steps: Iterable[Step], tables: Tables) -> None:
         self._by_page: Mapping[int, list[Touch]] = defaultdict(list)
-        for step in steps:
-            with contextlib.suppress(EvidenceError):
-                for touch in touches((step,), tables):
-                    if touch.write:
-                        self._by_page[touch.start // PAGE_SIZE].append(touch)
+        for write in _writes(steps, tables):
+            self._by_page[write.start // PAGE_SIZE].append(write)
 
     def last(self, start: int, end: int) -> Iterator[tuple[Step, int, int]]:
         """(step, start, end): who wrote the physical bytes [start, end) last. Bytes that nobody wrote are not told."""
@@ -75,6 +80,26 @@ def recorded(evidence: Evidence, interval: Interval) -> Writers | None:
     panic = KeptMemory(evidence, Checkpoint.PANIC)
     later = KeptMemory(evidence, Checkpoint.HANDOVER) if Checkpoint.HANDOVER in facts.captured else panic
     return Writers(steps, Tables(later, evidence.crashing_cpu(Checkpoint.PANIC), (panic,))) if steps else None
+
+
+@functools.lru_cache(maxsize=2)
+def before_they_stopped(evidence: Evidence) -> tuple[Touch, ...]:
+    """What the other CPUs wrote from `panic` on, until the NMI by which the crash path stops them; and nobody later.
+
+    Left out is what the crashing CPU wrote as well, up to machine_kexec, and all of a CPU of which no such NMI was
+    recorded. What is mapped only by tables that weren't in use at `panic` is left out, too.
+    """
+    own = recorded(evidence, TO_MACHINE_KEXEC)
+    panic = KeptMemory(evidence, Checkpoint.PANIC)
+    found: list[Touch] = []
+    for cpu in evidence.cpus(Checkpoint.PANIC):
+        other = evidence.other_cpu(cpu.cpu) if cpu.cpu != evidence.facts.crashing_cpu else None
+        if own is None or other is None:
+            continue
+        stopped = next((event.before for event in other.events if event.vector == NMI), 0)
+        written = _writes(other.steps[:stopped], Tables(panic, cpu, (panic,)))
+        found += [write for write in written if not any(own.last(write.start, write.end))]
+    return tuple(found)
 
 
 def writer(

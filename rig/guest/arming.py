@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from rig.errors import GuestCommandFailed, NotOffered, UnsuitableKernel
 from rig.facts import PerCpu
 from rig.guest.cache import Cache
-from rig.kernel import symbols
+from rig.kernel import efi, symbols
 from rig.loads import LOADS, Load
 from rig.model import LoadKind, Range, Scenario
 from rig.vm.deadline import Deadline
@@ -44,6 +44,7 @@ class Self:
     vmcoreinfo: tuple[int, int] | None  # physical address, size
     crash_region: Range
     per_cpu: PerCpu | None
+    efi: tuple[int, int] | None  # physical: system table, configuration tables
 
 
 def parse_iomem(text: str) -> tuple[Range, ...]:
@@ -90,6 +91,7 @@ echo @notes; for c in /sys/devices/system/cpu/cpu[0-9]*; do
   [ -e $c/crash_notes ] && read a <$c/crash_notes && read s <$c/crash_notes_size && echo ${{c##*/cpu}} $a $s
 done
 echo @vmcoreinfo; [ -e /sys/kernel/vmcoreinfo ] && cat /sys/kernel/vmcoreinfo
+echo @efi; {efi.COMMAND}
 echo @log; dmesg | grep -i -e percpu: -e crashkernel
 wait $!; status=$?; echo @status; echo $status
 echo @kexec; cat /tmp/kexec.log
@@ -131,6 +133,7 @@ def arm(shell: Shell, load: Load, cmdline: str, deadline: Deadline) -> Self:
         vmcoreinfo=parse_vmcoreinfo(told["vmcoreinfo"]),
         crash_region=region,
         per_cpu=parse_per_cpu(told["log"]),
+        efi=efi.parse(told["efi"]),
     )
 
 

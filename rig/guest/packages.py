@@ -36,6 +36,7 @@ PROGRAMS: Mapping[str, str] = {
     "/sbin/kexec": "kexec-tools",
     "/usr/sbin/dropbear": "dropbear-bin",
 }
+FIRMWARE = "ovmf"
 MAKEDUMPFILE = "/usr/bin/makedumpfile"  # only for runs whose dump it filters: it loads many libraries
 
 _LOADED_BY_LIBC = ("libnss_files.so.2",)  # glibc before 2.34, to look up a user; nothing names it as DT_NEEDED
@@ -149,6 +150,13 @@ class PackageCache:
         record = self.cache.recorded(self._record(repository, arch, "package", name), _PackageRecord, make)
         deb, tree = self.cache.root / record.deb, self.cache.root / record.tree
         return Package(name, record.version, arch, record.sha256, deb, tree)
+
+    def firmware(self) -> Path:
+        """OVMF, UEFI for a 64-bit machine: one image for QEMU's -bios."""
+        path = self.package(FIRMWARE, host_arch()).tree / "usr/share/ovmf/OVMF.fd"
+        if not path.is_file():
+            raise PackageError(f"the package {FIRMWARE} has no {path.name} (looked for {path})")
+        return path
 
     def matching(self, pattern: str, arch: Arch) -> list[str]:
         """Names of packages that the regular expression matches in full, newest version first. Asks apt."""

@@ -1,11 +1,13 @@
 """Memory images behind file descriptors: copy, compare, hash, read. Nothing is mapped.
 
 Files go through buffers of a MiB that are used again and again, so that a run's resident memory doesn't
-grow with its guest's. Sizes are in bytes and multiples of PAGE_SIZE; a pfn is a physical address / PAGE_SIZE.
+grow with its guest's; what is a hole in a file is not read, so that time doesn't grow with memory that the guest never
+touched. Sizes are in bytes and multiples of PAGE_SIZE; a pfn is a physical address / PAGE_SIZE.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,7 +35,7 @@ def copy(src_fd: int, dst_fd: int, size: int) -> None:
     """
     os.ftruncate(dst_fd, 0)
     os.ftruncate(dst_fd, size)
-    for start, chunk in _chunks(src_fd, size):
+    for start, (chunk,) in _chunks((src_fd,), size):
         if chunk.any():
             _write_all(dst_fd, chunk, start)
 
@@ -44,8 +46,8 @@ def changed_pages(fd_a: int, fd_b: int, size: int) -> NDArray[np.uint64]:
     Raises EvidenceError when one of them is shorter.
     """
     found = [np.zeros(0, np.uint64)]
-    for (start, chunk_a), (_, chunk_b) in zip(_chunks(fd_a, size), _chunks(fd_b, size), strict=True):
-        a, b = chunk_a.view(np.uint64), chunk_b.view(np.uint64)
+    for start, chunks in _chunks((fd_a, fd_b), size):
+        a, b = (chunk.view(np.uint64) for chunk in chunks)
         if not np.array_equal(a, b):
             differs = (a.reshape(-1, _WORDS) != b.reshape(-1, _WORDS)).any(axis=1)
             found.append(np.flatnonzero(differs).astype(np.uint64) + np.uint64(start // PAGE_SIZE))
@@ -55,7 +57,7 @@ def changed_pages(fd_a: int, fd_b: int, size: int) -> NDArray[np.uint64]:
 def page_hashes(fd: int, size: int) -> NDArray[np.uint64]:
     """xxh3_64 of each 4096-byte page of the first `size` bytes. Raises EvidenceError when there are fewer."""
     hashes = np.full(size // PAGE_SIZE, _ZERO_HASH, np.uint64)
-    for start, chunk in _chunks(fd, size):
+    for start, (chunk,) in _chunks((fd,), size):
         words = chunk.view(np.uint64).reshape(-1, _WORDS)
         # The first word decides for most pages, so few zero pages have to be looked at in full.
         filled = words[:, 0] != 0
@@ -68,15 +70,40 @@ def page_hashes(fd: int, size: int) -> NDArray[np.uint64]:
     return hashes
 
 
-def _chunks(fd: int, size: int) -> Iterator[tuple[int, Bytes]]:
-    """(offset, bytes) of the first `size` bytes in order. The array is overwritten by the next step."""
+def _chunks(fds: Sequence[int], size: int) -> Iterator[tuple[int, list[Bytes]]]:
+    """(offset, the bytes of each file) of the first `size` bytes, in order, but for chunks that are a hole in all.
+
+    The arrays are overwritten by the next step.
+    """
     if size % PAGE_SIZE:
         raise ValueError(f"{size} bytes are no whole number of pages")
-    buffer = np.empty(min(_CHUNK, size), np.uint8)
-    for start in range(0, size, _CHUNK):
-        chunk = buffer[: min(_CHUNK, size - start)]
-        _read_all(fd, chunk, start)
-        yield start, chunk
+    for fd in fds:
+        if (end := os.fstat(fd).st_size) < size:
+            raise EvidenceError(
+                f"a memory image ends at {end:#x}, {size:#x} or more was expected",
+                hint="was the capture cut off, for example by a full disk?",
+            )
+    buffers = [np.empty(min(_CHUNK, size), np.uint8) for _ in fds]
+    start = 0
+    while (start := min(_next_data(fd, start, size) for fd in fds) // _CHUNK * _CHUNK) < size:
+        chunks = [buffer[: size - start] for buffer in buffers]
+        for fd, chunk in zip(fds, chunks, strict=True):
+            _read_all(fd, chunk, start)
+        yield start, chunks
+        start += _CHUNK
+
+
+def _next_data(fd: int, start: int, size: int) -> int:
+    """Where the file has data from `start` on; not below `size`, rounded up to whole chunks, when nowhere before."""
+    nowhere = -(-size // _CHUNK) * _CHUNK
+    if start >= size:
+        return nowhere
+    try:
+        return os.lseek(fd, start, os.SEEK_DATA)
+    except OSError as problem:
+        if problem.errno != errno.ENXIO:  # what a hole up to the file's end is
+            raise
+        return nowhere
 
 
 def _read_all(fd: int, chunk: Bytes, offset: int) -> None:
@@ -84,10 +111,7 @@ def _read_all(fd: int, chunk: Bytes, offset: int) -> None:
     while done < len(chunk):
         count = os.preadv(fd, [chunk.data[done:]], offset + done)
         if not count:
-            raise EvidenceError(
-                f"a memory image ends at {offset + done:#x}, {offset + len(chunk):#x} or more was expected",
-                hint="was the capture cut off, for example by a full disk?",
-            )
+            raise EvidenceError(f"a memory image ended at {offset + done:#x} while it was read")
         done += count
 
 

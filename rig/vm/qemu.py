@@ -28,6 +28,7 @@ from rig.vm import registers
 from rig.vm.console import Console, tail
 from rig.vm.deadline import Ending, Watch
 from rig.vm.gdbstub import GdbStub
+from rig.vm.logs import ThreadLogs
 from rig.vm.qmp import Qmp
 from rig.vm.shell import Shell
 
@@ -41,6 +42,7 @@ _INSTALL_HINT = "install QEMU 7.2 or newer (Debian: qemu-system-x86); `rig docto
 _LAUNCHER = ("setpriv", "--pdeathsig", "KILL", "--", "sh", "-c", 'test "$PPID" = "$0" && exec "$@"')
 
 QEMU_LOG = "qemu.log"
+QEMU_LOGS = ".qemu-log"  # directory: the log as QEMU writes it
 LOG_ALWAYS = "cpu_reset"  # says "Triple fault", which QMP calls a reset like any other
 _MIB = 1 << 20
 
@@ -49,7 +51,8 @@ _MIB = 1 << 20
 class MachineSpec:
     """A machine to start. memory: MiB. accel: tcg or kvm. nic: QEMU device model.
 
-    run_dir: existing directory for console.log, control.log, qmp.jsonl, qemu.log and qemu.stderr.
+    run_dir: existing directory for console.log, control.log, qmp.jsonl, qemu.log and qemu.stderr. firmware: an image
+    instead of QEMU's own BIOS.
     """
 
     memory: int
@@ -62,6 +65,7 @@ class MachineSpec:
     cmdline: str
     run_dir: Path
     nic: str = "rtl8139"
+    firmware: Path | None = None
 
     @property
     def ram_size(self) -> int:
@@ -119,9 +123,13 @@ def argv(spec: MachineSpec, wiring: Wiring) -> list[str]:
         ("-action", "reboot=shutdown,shutdown=pause"),
         # The guest's clock stands still while it is held.
         ("-rtc", "base=utc,clock=vm"),
-        ("-D", str(spec.run_dir / QEMU_LOG)),
-        ("-d", LOG_ALWAYS),
+        # A file a thread: it must be said at the start, and the name can't be changed later.
+        ("-D", ThreadLogs(spec.run_dir / QEMU_LOGS).pattern),
+        ("-d", f"{LOG_ALWAYS},tid"),
     ]
+    if spec.firmware:
+        # One image with code and variables: what the firmware writes into its variables lasts as long as the machine.
+        options.append(("-bios", str(spec.firmware)))
     return [QEMU, *(word for option in options for word in option)]
 
 
@@ -191,8 +199,8 @@ class Vm:
     lines and the CPU state, if it has none.
 
     console (ttyS0), shell (control channel), gdb, qmp, watch, ram_fd, ssh_port and argv are there while it
-    runs. log: where QEMU writes its own log; trace_log: where to have it record the hand-over. ram_fd is the
-    guest's RAM as a file, laid out as ram_ranges() says; it is what the guest sees only while the VM is held.
+    runs. logs: what QEMU logs, qemu.log in the end; trace_log: where to put a recording. ram_fd is the guest's
+    RAM as a file, laid out as ram_ranges() says; it is what the guest sees only while the VM is held.
     """
 
     console: Console
@@ -206,7 +214,7 @@ class Vm:
     def __init__(self, spec: MachineSpec, *, cancel: threading.Event | None = None) -> None:
         self.spec = spec
         self.watch = Watch(cancel, self._tail)
-        self.log = spec.run_dir / QEMU_LOG
+        self.logs = ThreadLogs(spec.run_dir / QEMU_LOGS)
         self.trace_log = spec.run_dir / "trace.log"
         self._stderr = spec.run_dir / "qemu.stderr"
         self._process: subprocess.Popen[bytes] | None = None
@@ -272,6 +280,8 @@ class Vm:
         wiring = Wiring(self.ram_fd, *(sock.fileno() for sock in theirs))
         self.argv = argv(self.spec, wiring)
         log = self.spec.run_dir
+        self.logs.create()
+        stack.callback(self._keep_log)
         self.console = Console(console, log / "console.log", self.watch, "ttyS0")
         stack.callback(self.console.close)
         control_line = Console(control, log / "control.log", self.watch, "ttyS1")
@@ -306,9 +316,13 @@ class Vm:
         process.kill()
         process.wait()
 
+    def _keep_log(self) -> None:
+        (self.spec.run_dir / QEMU_LOG).write_text(self.logs.rest())
+        self.logs.remove()
+
     def _on_event(self, event: str, data: Mapping[str, Any]) -> None:
         if event == "SHUTDOWN":
-            self.watch.end(describe_shutdown(str(data.get("reason")), self._qemu_log()))
+            self.watch.end(describe_shutdown(str(data.get("reason")), self.logs.text()))
 
     def _on_lost(self) -> None:
         assert self._process
@@ -317,10 +331,6 @@ class Vm:
         except subprocess.TimeoutExpired:
             how = "QEMU closed its QMP connection"
         self.watch.end(Ending("qemu-gone", f"{how}: {self._words()}"))
-
-    def _qemu_log(self) -> str:
-        """The log and, while the hand-over is recorded, the recording: what QEMU says goes there then."""
-        return "".join(p.read_text(errors="replace") for p in (self.log, self.trace_log) if p.exists())
 
     def _words(self) -> str:
         """What QEMU itself said, last lines first of all."""

@@ -8,17 +8,17 @@ the same lines.
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rig.disassembly import length, width
 from rig.errors import Cancelled, GuestError, ProtocolError
 from rig.model import PAGE_SIZE, CpuState
-from rig.trace import CUT, MAX_CODE
+from rig.trace import CUT, MAX_CODE, code_of
 from rig.vm import registers
 from rig.vm.deadline import Deadline
+from rig.vm.logs import Marks
 from rig.vm.qemu import LOG_ALWAYS, Vm
 
 _TRACE = "exec,cpu,in_asm,int,nochain"
@@ -33,16 +33,17 @@ _LOOK = 0.1  # seconds between two looks at its size
 
 @contextlib.contextmanager
 def logged(vm: Vm, path: Path) -> Iterator[None]:
-    """Have QEMU write all that its CPUs execute into `path`, over TCG, until the context ends. The VM must be held.
+    """Have QEMU record all that its CPUs execute, over TCG, until the context ends. The VM must be held at both ends.
 
-    A recording that reaches LIMIT ends there, with rig.trace.CUT as its last line; the guest goes on.
+    It is in `path` then, one CPU after the other. A recording that reaches LIMIT ends there, with rig.trace.CUT as its
+    last line; the guest goes on.
     """
     switch = _switch(vm)
-    _command(vm, f"logfile {path}")
+    marks = vm.logs.marks()
     _command(vm, f"{switch} on")
     _command(vm, f"log {LOG_ALWAYS},{_TRACE}")
     done = threading.Event()
-    guard = threading.Thread(target=_guard, args=(vm, switch, path, done), name="trace-guard", daemon=True)
+    guard = threading.Thread(target=_guard, args=(vm, switch, marks, done), name="trace-guard", daemon=True)
     guard.start()
     try:
         yield
@@ -53,17 +54,20 @@ def logged(vm: Vm, path: Path) -> Iterator[None]:
         with contextlib.suppress(GuestError, ProtocolError):
             _command(vm, f"log {LOG_ALWAYS}")
             _command(vm, f"{switch} off")
-            _command(vm, f"logfile {vm.log}")
-        if path.exists() and path.stat().st_size >= LIMIT:
-            os.truncate(path, LIMIT)
-            with path.open("a", encoding="ascii") as out:
-                out.write(f"\n{CUT}\n")
+        cut = vm.logs.grown(marks) >= LIMIT
+        path.write_text(together(vm.logs.take(marks, LIMIT)) + (f"\n{CUT}\n" if cut else ""))
 
 
-def _guard(vm: Vm, switch: str, path: Path, done: threading.Event) -> None:
+def together(parts: Sequence[str]) -> str:
+    """One recording of several threads'. What instructions are is told by whichever met them first: it goes ahead."""
+    code = "".join(map(code_of, parts)) if len(parts) > 1 else ""
+    return "".join([code, *parts])
+
+
+def _guard(vm: Vm, switch: str, marks: Marks, done: threading.Event) -> None:
     """Stop the log once it is too large, and translating for it: what is translated unseen can't be logged later."""
     while not done.wait(_LOOK):
-        if path.exists() and path.stat().st_size >= LIMIT:
+        if vm.logs.grown(marks) >= LIMIT:
             with contextlib.suppress(GuestError, ProtocolError, Cancelled):
                 _command(vm, f"{switch} off")
                 _command(vm, f"log {LOG_ALWAYS}")

@@ -85,6 +85,14 @@ def test_firmware_tables_must_be_covered(tmp_path: Path) -> None:
     assert (result.verdict, result.figures["holes"]) == (Verdict.FAIL, [[0x1000000, 0x1002000]])
 
 
+def test_efis_tables_must_be_covered(tmp_path: Path) -> None:
+    machine = Handover().machine()
+    machine.learn(efi_tables=((ENTRY + 0x100, 120), (0x1000F80, 240)))
+    result = judged(machine, tmp_path)
+    assert (result.verdict, result.figures["holes"]) == (Verdict.FAIL, [[0x1000000, 0x1002000]])
+    assert [r["name"] for r in result.figures["ranges"]][-4:-2] == ["EFI system table", "EFI configuration tables"]
+
+
 @pytest.mark.parametrize("facts", [{"crash_region": None}, {"kimage": None}, {"iomem": ()}])
 def test_without_what_must_be_covered_it_can_not_be_judged(facts: dict[str, Any], tmp_path: Path) -> None:
     machine = Handover().machine()

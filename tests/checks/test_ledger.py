@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import zstandard
 
 from rig.checks import run_check
 from rig.checks.ledger import claims
+from rig.evidence import Evidence
 from rig.facts import PerCpu
 from rig.memory.ledger import Change, split
 from rig.model import Arch, Checkpoint, CheckResult, Segment, Symbol, Verdict
 from tests.forge import CRASH, NOTES, PGD, Machine, cpu
-from tests.forged_trace import Instruction, record
+from tests.forged_trace import PAGING_32, Instruction, at, event, record, trace_text
 
 CONTROL = CRASH.start  # executed there through the identity map: entry 2 of the pgd
 MACHINE_KEXEC = 0xC0011000
@@ -68,6 +70,35 @@ def test_a_changed_crash_region_without_a_recording_is_no_verdict(tmp_path: Path
     machine = forged()
     machine.change(Checkpoint.HANDOVER, CRASH.start + 0x5000, b"1234")
     assert run_check("memory-accounted", machine.write(tmp_path)).verdict is Verdict.ERROR
+
+
+# The stop itself; then whatever the CPU writes has no owner by that.
+@pytest.mark.parametrize("stopped", [True, False])
+def test_what_another_cpu_did_before_the_nmi_is_its_own(tmp_path: Path, stopped: bool) -> None:
+    machine = forged()
+    spots = (0x400000, 0x400010, 0x400020, 0x400030)
+    for spot in spots:  # nobody's page, as far as is known
+        machine.change(Checkpoint.MACHINE_KEXEC, spot, b"1234")
+    table = bytearray(machine.base[PGD // 4096])
+    table[4:8] = (0x400000 | 0x83).to_bytes(4, "little")  # 4 MiB on are mapped to themselves
+    machine.base[PGD // 4096] = bytes(table)
+    machine.learn(symbols={"machine_kexec": MACHINE_KEXEC})
+    record(machine, [(MACHINE_KEXEC, "90", {}), (CONTROL, "90", {})])
+    path = machine.write(tmp_path).path
+    other, both, _, after = spots
+
+    def wrote(cpu: int, *where: tuple[int, int]) -> str:
+        writes: list[Instruction] = [(pc, "8903", {"rbx": spot}) for pc, spot in where]
+        return trace_text(writes, PAGING_32 | {"cr3": PGD, "rax": 0x39E067}, cpu)
+
+    before = wrote(0, (0xC0010000, both)) + wrote(1, (0xC0030000, other), (0xC0030002, both))
+    before += event(2, at(0xC0030004, cr3=PGD)) if stopped else ""
+    before += wrote(1, (0xC0031000, after))
+    (path / "before.log.zst").write_bytes(zstandard.compress(before.encode()))
+    found = run_check("memory-accounted", Evidence(path))
+    assert found.verdict is Verdict.FAIL
+    assert owners(found).get("another CPU, before it was stopped", {}).get("bytes", 0) == (4 if stopped else 0)
+    assert found.figures["unaccounted"] == (12 if stopped else 16)
 
 
 def test_an_accessed_bit_is_the_cpus(tmp_path: Path) -> None:

@@ -90,6 +90,27 @@ def test_a_torn_image_is_told(opened: Opened) -> None:
         copy(torn, whole, 2 * MIB)
 
 
+@pytest.mark.timeout(30)
+def test_what_was_never_written_costs_nothing(request: pytest.FixtureRequest) -> None:
+    # reading 8 TiB, holes or not, would take an hour
+    def sparse(**pages: bytes) -> int:
+        fd = os.memfd_create("sparse")
+        request.addfinalizer(lambda: os.close(fd))
+        os.ftruncate(fd, size)
+        for page, content in pages.items():
+            os.pwrite(fd, content, int(page[1:]) * PAGE_SIZE)
+        return fd
+
+    size, last = 8 << 40, (8 << 40) // PAGE_SIZE - 1
+    a, b = sparse(p5=b"a", p300=b"x"), sparse(p5=b"b", p300=b"x", **{f"p{last}": b"y"})
+    assert changed_pages(a, b, size).tolist() == [5, last]
+    assert changed_pages(b, a, size).tolist() == [5, last]
+    copied = sparse()
+    copy(b, copied, size)
+    assert changed_pages(copied, b, size).tolist() == []
+    assert os.fstat(copied).st_blocks * 512 <= 3 * MIB
+
+
 def test_half_pages_are_refused(opened: Opened) -> None:
     with pytest.raises(ValueError, match="4097 bytes are no whole number of pages"):
         page_hashes(opened("image", bytes(8192)), 4097)

@@ -47,6 +47,11 @@ def test_ram_is_the_inherited_file() -> None:
     assert value("-m") == "512M"
 
 
+def test_firmware_of_its_own() -> None:
+    assert "-bios" not in argv(SPEC, WIRING)
+    assert value("-bios", dataclasses.replace(SPEC, firmware=Path("/f/OVMF.fd"))) == "/f/OVMF.fd"
+
+
 def test_serial_lines_come_in_order() -> None:
     words = argv(SPEC, WIRING)
     serial = [words[i + 1] for i, word in enumerate(words) if word == "-serial"]
@@ -57,7 +62,7 @@ def test_serial_lines_come_in_order() -> None:
 
 def test_command_line_with_spaces_is_one_word() -> None:
     assert value("-append") == "console=ttyS0 quiet"
-    assert value("-D") == "/run dir/qemu.log"
+    assert value("-D") == "/run dir/.qemu-log/%d"
 
 
 def test_cpu_model_depends_on_the_accelerator() -> None:
