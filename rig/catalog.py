@@ -58,6 +58,8 @@ class Registries:
     triggers: Collection[str]
     loads: Mapping[str, LoadKind]
     injections: Collection[str]  # sabotage without a module: the rig does it through the debugger
+    own_task: Collection[str] = ()  # checks of the task that holds the pattern: it must be the one that dies
+    strangers: Collection[str] = ()  # triggers with which it is not
 
 
 def registries() -> Registries:
@@ -72,6 +74,8 @@ def registries() -> Registries:
         triggers=tuple(TRIGGERS),
         loads={name: load.kind for name, load in LOADS.items()},
         injections=tuple(INJECTIONS),
+        own_task=tuple(name for name, check in REGISTRY.items() if check.own_task),
+        strangers=tuple(name for name, trigger in TRIGGERS.items() if not trigger.own_task),
     )
 
 
@@ -129,7 +133,8 @@ def read(directories: Sequence[Path], known: Registries) -> Catalogue:
 def _complete(scenario: Scenario, known: Registries) -> Scenario:
     """A scenario that names no checks has all that can be judged with its dump and its kind of image."""
     way = (scenario.dump, known.loads[scenario.load])
-    every = tuple(name for name, ways in known.checks.items() if way in ways)
+    out = known.own_task if scenario.trigger in known.strangers else ()
+    every = tuple(name for name, ways in known.checks.items() if way in ways and name not in out)
     return dataclasses.replace(scenario, checks=scenario.checks or every)
 
 
@@ -355,6 +360,11 @@ def _check_references(catalogue: Catalogue, known: Registries) -> None:
                     hint=one_of(known_names),
                 )
     for scenario in catalogue.scenarios.values():
+        for name in set(scenario.checks) & set(known.own_task) if scenario.trigger in known.strangers else ():
+            raise CatalogueError(
+                f"{catalogue.files[SCENARIOS, scenario.name]}: trigger: {name} can't be judged with {scenario.trigger}",
+                hint="it looks for the task that panics: " + one_of(set(known.triggers) - set(known.strangers)),
+            )
         for name in scenario.checks:
             dumps, kinds = (set(values) for values in zip(*known.checks[name], strict=True))
             for key, value, valid in (("dump", scenario.dump, dumps), ("load", known.loads[scenario.load], kinds)):

@@ -282,6 +282,7 @@ def fetch(args: argparse.Namespace) -> int:
     from rig.catalog import control
     from rig.guest.apt import host_arch
     from rig.guest.packages import PackageCache
+    from rig.triggers import TRIGGERS
 
     cache = PackageCache(progress=lambda text: print(text, file=sys.stderr, flush=True), refresh=True)
     releases: dict[str, str] = {}
@@ -298,7 +299,8 @@ def fetch(args: argparse.Namespace) -> int:
                 continue
             files = cache.kernel(kernel, plan.guest)
             releases[where] = files.release
-            if kernel is plan.kernel and kernel.headers and control(plan.scenario) is not None:
+            takes_module = control(plan.scenario) is not None or TRIGGERS[plan.scenario.trigger].module
+            if kernel is plan.kernel and kernel.headers and takes_module:
                 cache.headers(files, kernel.headers)
     if args.json:
         print_json({"cache": cache.cache.root, "kernels": releases})

@@ -28,21 +28,21 @@ from rig.errors import (
     RequestError,
 )
 from rig.evidence import DIED, LISTING, Evidence, EvidenceWriter, to_json
-from rig.facts import DumpInfo, Facts, Kimage, Pattern
+from rig.facts import DumpInfo, Facts, Kimage, Pattern, PlainPanic
 from rig.guest import arming
 from rig.guest.keys import RunKeys
 from rig.judge import judge
-from rig.kernel import efi, kimage, symbols
+from rig.kernel import efi, exception, kimage, symbols
 from rig.loads import LOADS
 from rig.memory import levels
 from rig.memory.dump import Words, hashes_at
-from rig.model import PAGE_SIZE, Checkpoint, CpuState, Dump, Failure, Options, Phase, RunPlan, RunResult
+from rig.model import PAGE_SIZE, Checkpoint, CpuState, Dump, Failure, LoadKind, Options, Phase, RunPlan, RunResult
 from rig.prepare import Artefacts, prepare
 from rig.recorder import Recorder
 from rig.report.html import render_run
 from rig.report.listing import hand_over_listing
 from rig.survey import survey
-from rig.triggers import TRIGGERS, trigger_line
+from rig.triggers import READY, TRIGGERS, trigger_line
 from rig.vm import tracing
 from rig.vm.deadline import Deadline
 from rig.vm.gdbstub import GdbStub
@@ -52,13 +52,20 @@ Listener = Callable[[str], None]
 
 TOKEN_BYTES = 32  # of the pattern: 64 hexadecimal digits
 # Signs on the console that the first kernel will never come to a shell, long before the deadline says so.
-BOOT_FAILURES = ("Kernel panic - not syncing", "No working init found")
+PANIC = "Kernel panic - not syncing"
+BOOT_FAILURES = (PANIC, "No working init found")
 # What to think of first when a phase does not come to its end.
 HINTS = {
     "boot": "a console that says nothing at all: CONFIG_SERIAL_8250_CONSOLE may be missing; --deadline waits longer",
     "crash-boot": "is crashkernel= large enough? The console shows how far it came; --deadline waits longer",
 }
-AFTER_TRIGGER = ("panic", "machine-kexec", "hand-over", "crash-boot")  # phases in which a guest may die of its panic
+AFTER_TRIGGER = (
+    "ready",
+    "panic",
+    "machine-kexec",
+    "hand-over",
+    "crash-boot",
+)  # phases in which a guest may die of its panic
 
 
 def run(plan: RunPlan, options: Options, listener: Listener, cancel: threading.Event) -> tuple[RunResult, Path]:
@@ -127,6 +134,8 @@ class _Run:
         self.no_network = "the crash kernel never said"  # why there is no SSH; empty when there is
         self.keep: list[int] = []  # physical: pages to keep from `panic` whether or not they change
         self.facts = Facts(rig=rig.__version__, plan=plan)
+        self.trigger = TRIGGERS[plan.scenario.trigger]
+        self.load = LOADS[plan.scenario.load]
 
     def learn(self, **news: Any) -> None:
         """Add to the facts."""
@@ -202,6 +211,9 @@ class _Run:
         with self.in_phase("arm", "the crash kernel to be loaded") as deadline:
             record = self._arm(vm, recorder, artefacts, deadline)
         try:
+            if self.load.kind is LoadKind.NONE:
+                self._plain_panic(vm)
+                return
             self._hand_over(vm, recorder, record)
             self._crash_boot(vm, recorder)
             self._dump(vm, recorder)
@@ -225,7 +237,7 @@ class _Run:
 
     def _arm(self, vm: Vm, recorder: Recorder, artefacts: Artefacts, deadline: Deadline) -> int:
         """Load the crash kernel (and the control). Returns the physical address of the control's record, 0 without."""
-        known = arming.arm(vm.shell, LOADS[self.plan.scenario.load], artefacts.crash_cmdline, deadline)
+        known = arming.arm(vm.shell, self.load, artefacts.crash_cmdline, deadline)
         if artefacts.vmlinux is not None:
             self.kallsyms = symbols.from_vmlinux(artefacts.vmlinux, known.symbols)
         else:
@@ -240,7 +252,7 @@ class _Run:
             crash_notes=known.crash_notes,
             per_cpu=known.per_cpu,
             vmcoreinfo=known.vmcoreinfo,
-            crash_cmdline=artefacts.crash_cmdline,
+            crash_cmdline=" ".join(filter(None, (artefacts.crash_cmdline, self.load.word))),
             efi_tables=efi.spans(recorder.live, *known.efi) if known.efi else (),
         )
         record = 0
@@ -250,6 +262,7 @@ class _Run:
             parameters = sabotage.fill(self.plan.scenario.parameters, places)
             record = arming.load_control(vm.shell, parameters, deadline)
             self.kallsyms |= symbols.parse_all(vm.shell.run(symbols.COMMAND_MODULES, deadline), modules=True)
+        arming.prepare_trigger(vm.shell, self.trigger, deadline)
         with _held(vm):
             self.writer.write_registers(Checkpoint.ARMED, vm.info_registers())
         return record
@@ -258,18 +271,17 @@ class _Run:
 
     def _hand_over(self, vm: Vm, recorder: Recorder, record: int) -> None:
         name = next((n for n in (*symbols.PANIC_SYMBOLS, symbols.MACHINE_KEXEC) if n in self.facts.symbols), "")
-        line = trigger_line(TRIGGERS[self.plan.scenario.trigger], self.token)
+        self._make_ready(vm)
         with _attached(vm) as gdb:
             with self.in_phase("panic", f"the panicking CPU at {name}") as deadline:
-                # the guest reads the line as soon as it runs again
-                vm.shell.send(line)
-                cpu = self._stop_at(vm, gdb, self.facts.symbols[name], deadline)
+                cpu = self._stop_at(vm, gdb, self.facts.symbols[name], deadline, lambda: self._pull(vm))
                 if cpu.paging is None:
                     raise GuestError(f"paging is off at {name}")
                 self.learn(crashing_cpu=cpu.cpu, panic_symbol=name, mode=cpu.paging, cr3=cpu.cr3)
                 self.keep.append(levels.root(cpu.paging, cpu.cr3))
                 self.at_panic = vm.info_registers()
                 self._capture(vm, recorder, Checkpoint.PANIC)
+                self._learn_exception(gdb, cpu)
             try:
                 with self._recorded(vm):
                     image = self._to_machine_kexec(vm, gdb, recorder, name, cpu)
@@ -279,6 +291,42 @@ class _Run:
                 if self.facts.kimage is not None and self._ended_itself(vm):
                     self._post_mortem(vm, recorder)
                 raise
+
+    def _make_ready(self, vm: Vm) -> None:
+        """Have the process that an act is to hit wait for it."""
+        if self.trigger.act is not None and self.trigger.command:
+            with self.in_phase("ready", "the process that is to be hit") as deadline:
+                vm.shell.send(trigger_line(self.trigger, self.token))
+                vm.shell.wait_for(READY, deadline)
+
+    def _pull(self, vm: Vm) -> None:
+        """The trigger. The guest must be running: QEMU drops keys otherwise."""
+        if self.trigger.act is not None:
+            self.trigger.act(vm)
+        else:
+            vm.shell.send(trigger_line(self.trigger, self.token))
+
+    def _learn_exception(self, gdb: GdbStub, cpu: CpuState) -> None:
+        """The registers of the exception that led to `panic`, if one did."""
+        arch = self.plan.guest.arch
+        if at := exception.pointer(arch, self.facts.panic_symbol, cpu):
+            with contextlib.suppress(ProtocolError):  # nothing is mapped there: not a pointer
+                registers = exception.parse(arch, gdb.read_memory(at, exception.size(arch)))
+                if exception.plausible(registers, cpu):
+                    self.learn(exception=registers)
+
+    def _plain_panic(self, vm: Vm) -> None:
+        """No crash kernel is loaded: the kernel says that it panics, and resets, for it was booted with panic=-1."""
+        self._make_ready(vm)
+        with self.in_phase("panic", "the reset after a panic") as deadline:
+            self._pull(vm)
+            said = vm.console.expect([rf"{PANIC}[^\r\n]*"], deadline)[0].decode(errors="replace")
+            try:
+                started = vm.console.expect([r"Linux version [^\r\n]*"], deadline)[0].decode(errors="replace")
+                self.learn(plain_panic=PlainPanic(said, "", started))
+            except GuestDied:
+                ending = vm.watch.ending
+                self.learn(plain_panic=PlainPanic(said, ending.reason if ending else "unknown"))
 
     def _to_machine_kexec(self, vm: Vm, gdb: GdbStub, recorder: Recorder, name: str, cpu: CpuState) -> Kimage:
         """From where `panic` was taken, the first instruction of `name`, on."""
@@ -307,10 +355,14 @@ class _Run:
             # what the first kernel printed, its panic first of all, must not be taken for the crash kernel's
             vm.console.discard()
 
-    def _stop_at(self, vm: Vm, gdb: GdbStub, address: int, deadline: Deadline) -> CpuState:
-        """Let the guest run to an address. Returns the state of the CPU that got there."""
+    def _stop_at(
+        self, vm: Vm, gdb: GdbStub, address: int, deadline: Deadline, running: Callable[[], None] = lambda: None
+    ) -> CpuState:
+        """Let the guest run to an address; `running` is called as it does. The state of the CPU that got there."""
         gdb.set_breakpoint(address)
-        stop = gdb.continue_until_stop(deadline)
+        gdb.resume()
+        running()
+        stop = gdb.wait_stop(deadline)
         gdb.remove_breakpoint(address)
         cpu = vm.info_registers()[stop.cpu]
         if cpu.general["rip"] != address:
@@ -416,6 +468,7 @@ class _Run:
                 crash_release=hello.release,
                 crash_seconds=round(time.monotonic() - started, 3),
                 vmcore_present=hello.vmcore,
+                crash_proc_cmdline=vm.shell.run("cat /proc/cmdline", deadline).strip(),
             )
             self.no_network = "" if hello.net == "yes" else hello.net
             with _held(vm):
@@ -430,7 +483,8 @@ class _Run:
         self._keep_recording()
         recorded = trace.parse(self.recording, self.facts.crashing_cpu, self.facts.symbols[symbols.MACHINE_KEXEC])
         ended = (recorder.at(end), final)
-        found = survey(recorder, self.facts, recorded, ended, self.at_panic, self.token.encode())
+        token = self.token.encode() if self.trigger.own_task else None
+        found = survey(recorder, self.facts, recorded, ended, self.at_panic, token)
         self.keep += found.keep
         self.keep += kimage.code_pages(self.kallsyms, self.facts.text, self.facts.iomem)
         self.learn(
@@ -440,7 +494,7 @@ class _Run:
             other_tables=found.other_tables,
             handover_tables=found.handover_tables,
             slab_pages=found.slab_pages,
-            pattern=Pattern(self.token, *found.pattern),
+            pattern=Pattern(self.token, *found.pattern) if found.pattern else None,
         )
 
     def _dump(self, vm: Vm, recorder: Recorder) -> None:

@@ -81,6 +81,18 @@ class RegisterDamage:
     after: int
 
 
+@dataclass(frozen=True)
+class PlainPanic:
+    """How a panic without a crash kernel went. said: the kernel's line on the console. ending: as in rig.vm.deadline.
+
+    started: "Linux version ..." of a kernel that came up although none was loaded; empty when none did.
+    """
+
+    said: str
+    ending: str
+    started: str = ""
+
+
 UNKNOWN = KernelIdentity(name="", release="", sha256="")  # until the artefacts are there
 
 
@@ -116,6 +128,9 @@ class Facts:
     handover_tables: tuple[int, ...] = ()  # physical: pages of all tables that CR3 pointed to during the hand-over
     slab_pages: tuple[int, ...] = ()  # physical: pages of slab objects among those that changed up to `machine-kexec`
     pattern: Pattern | None = None
+    exception: Mapping[str, int] = field(default_factory=dict)  # registers of the exception that led to `panic`, if any
+    plain_panic: PlainPanic | None = None  # without a crash kernel
+    crash_proc_cmdline: str | None = None  # of the crash kernel, by its own word
     crash_release: str = ""  # `uname -r` in the crash kernel, by its own word
     crash_seconds: float | None = None  # hand-over to its user space, seconds of wall time
     vmcore_present: bool | None = None

@@ -1,7 +1,7 @@
 """How the image that kexec starts is loaded. One entry a way; a scenario names it.
 
 A way is lines for the guest's shell, in which `load ARGUMENT...` runs kexec-tools with the image, its initramfs and its
-command line. Its exit status is that of the last line.
+command line; `word=WORD load ARGUMENT...` adds a word to that line. Its exit status is that of the last line.
 """
 
 from __future__ import annotations
@@ -14,13 +14,17 @@ from rig.model import Arch, LoadKind
 
 @dataclass(frozen=True)
 class Load:
-    """archs: those of kernels that know the system call; empty: all. option: what a kernel without it lacks."""
+    """archs: those of kernels that know the system call; empty: all. option: what a kernel without it lacks.
+
+    word: what the image that must run has on its command line besides, to tell it from one that must not.
+    """
 
     description: str
     kind: LoadKind
     command: str  # busybox sh; `load`, $load (the flag: -p or -l)
     archs: tuple[Arch, ...] = ()
     option: str = "CONFIG_KEXEC"
+    word: str = ""
 
 
 LOADS: Mapping[str, Load] = {
@@ -39,7 +43,10 @@ LOADS: Mapping[str, Load] = {
         "load -c && kexec -p -u && [ $(cat /sys/kernel/kexec_crash_loaded) = 0 ] && load -c",
     ),
     "replace": Load(
-        "kexec -p twice: the second image takes the place of the first", LoadKind.CRASH, "load -c; load -c"
+        "kexec -p twice: the second image takes the place of the first",
+        LoadKind.CRASH,
+        "word=rig_image=first load -c && word=rig_image=second load -c",
+        word="rig_image=second",
     ),
     "none": Load("no image is loaded: the panic must stay a plain one", LoadKind.NONE, ":"),
 }

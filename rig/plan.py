@@ -12,6 +12,7 @@ from rig.catalog import Catalogue, find, nearest, one_of
 from rig.errors import RequestError
 from rig.loads import LOADS
 from rig.model import Guest, Kernel, PagingMode, RunPlan, Scenario, Selection
+from rig.triggers import TRIGGERS
 
 # A CPU without it can't run a kernel of that kind (Intel SDM vol. 3, 4.1.1): names of QEMU's -cpu.
 NEEDED_FLAG = {PagingMode.PAE: "pae", PagingMode.FOUR_LEVEL: "lm", PagingMode.FIVE_LEVEL: "la57"}
@@ -122,6 +123,9 @@ def unsuitable(scenario: Scenario, guest: Guest, *kernels: Kernel) -> str:
     load = LOADS[scenario.load]
     if load.archs and guest.arch not in load.archs:
         return f"{load.option}: there is none on {guest.arch}"
+    trigger = TRIGGERS[scenario.trigger]
+    if guest.cpus < trigger.cpus:
+        return f"the trigger takes {trigger.cpus} CPUs, the guest has {guest.cpus}"
     for kernel in kernels:
         if kernel.flavours and guest.flavour not in kernel.flavours:
             return f"{kernel.name} has no flavour {guest.flavour}; it has {', '.join(kernel.flavours)}"

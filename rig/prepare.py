@@ -20,6 +20,7 @@ from rig.guest.packages import MAKEDUMPFILE, PackageCache
 from rig.kernel.build import obtain
 from rig.kernel.modules import build_module
 from rig.model import Dump, Firmware, Guest, Kernel, KernelFiles, KernelIdentity, Options, RunPlan, Scenario
+from rig.triggers import MODULE, TRIGGERS
 from rig.vm import accel
 from rig.vm.qemu import MachineSpec, qemu_version
 
@@ -69,8 +70,10 @@ def prepare(
     crash = kernel if plan.crash_kernel == plan.kernel else obtain(plan.crash_kernel, guest, cache, cancel)
     sources = catalog.control(plan.scenario)
     control = build_module(sources, kernel, cache) if sources else None
+    wanted = TRIGGERS[plan.scenario.trigger].module
+    trigger = build_module(catalog.roots()[0] / "kernels" / "triggers" / MODULE, kernel, cache) if wanted else None
     chosen = accel.choose(options.accel, memo=cache.cache.root / "kvm.json")
-    blob = _initramfs(cache, plan, crash, keys, control)
+    blob = _initramfs(cache, plan, crash, keys, (control, trigger))
     first, second = cmdlines(guest, plan.scenario)
     fd = os.memfd_create("rig-initrd")
     try:
@@ -108,7 +111,9 @@ def prepare(
         os.close(fd)
 
 
-def _initramfs(cache: PackageCache, plan: RunPlan, crash: KernelFiles, keys: RunKeys, control: Path | None) -> bytes:
+def _initramfs(
+    cache: PackageCache, plan: RunPlan, crash: KernelFiles, keys: RunKeys, added: tuple[Path | None, Path | None]
+) -> bytes:
     """The first kernel's initramfs, which holds the crash kernel's. Each gets only the programs it runs."""
     dump = plan.scenario.dump
     init = (catalog.roots()[0] / "guests" / "init" / "init").read_bytes()
@@ -120,7 +125,7 @@ def _initramfs(cache: PackageCache, plan: RunPlan, crash: KernelFiles, keys: Run
         crash.bzimage,
         initramfs.base(userland.only("/bin/busybox", "/usr/sbin/dropbear", *filters), crash.modules, init),
         initramfs.run_segment(keys.authorized_keys, keys.dropbear_host_key),
-        control,
+        *added,
     )
 
 

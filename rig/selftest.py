@@ -10,7 +10,8 @@ from typing import Any
 
 from rig.catalog import Catalogue, find
 from rig.errors import RequestError
-from rig.model import Guest, RunPlan, RunResult, Scenario, Verdict
+from rig.loads import kind
+from rig.model import Guest, LoadKind, RunPlan, RunResult, Scenario, Verdict
 from rig.plan import plan
 
 QUICK_GUEST = "x86_64"
@@ -50,11 +51,16 @@ class Row:
 
 
 def sabotages(catalogue: Catalogue) -> list[Scenario]:
-    """The scenarios that do damage on purpose: by a module, through the debugger, or by a kernel that misbehaves."""
+    """The scenarios that do damage on purpose: by a module, through the debugger, or by a kernel that misbehaves.
+
+    Also those that load nothing and yet expect a failure: with nothing to damage, the kernel is told to end otherwise.
+    """
     return [
         scenario
         for scenario in catalogue.scenarios.values()
-        if scenario.sabotage or (scenario.kernel and catalogue.kernels[scenario.kernel].patch)
+        if scenario.sabotage
+        or (scenario.kernel and catalogue.kernels[scenario.kernel].patch)
+        or (scenario.expect is Verdict.FAIL and kind(scenario.load) is LoadKind.NONE)
     ]
 
 

@@ -23,7 +23,7 @@ USER_DATA = Flags.USER | Flags.WRITABLE
 
 @dataclass(frozen=True)
 class Survey:
-    """Physical addresses, as in Facts; pattern: virtual, physical, bytes.
+    """Physical addresses, as in Facts; pattern: virtual, physical, bytes; None without a token.
 
     keep: pages that checks want from `panic`, changed or not: all tables and the pattern's page, what an instruction
     after a CR3 load lies in by the tables before and after it, what PTI takes for user twins of what CR3 pointed to.
@@ -35,7 +35,7 @@ class Survey:
     other_tables: tuple[int, ...]
     handover_tables: tuple[int, ...]
     slab_pages: tuple[int, ...]
-    pattern: tuple[int, int, int]
+    pattern: tuple[int, int, int] | None
     keep: tuple[int, ...]
 
 
@@ -45,12 +45,13 @@ def survey(
     trace: Trace,
     ended: tuple[Memory, CpuState | None],
     cpus: Sequence[CpuState],
-    token: bytes,
+    token: bytes | None,
 ) -> Survey:
     """Walk the crashed task's tables, find the pattern in its memory; hash memory, which takes a while as well.
 
     ended: memory where the hand-over ended, and the crashing CPU's state when that was not the new image's entry.
-    cpus: at `panic`. Raises EvidenceError when the pattern is not there.
+    cpus: at `panic`. token: None when another task was to die than the one that holds the pattern. Raises EvidenceError
+    when it is not there.
     """
     assert facts.mode is not None
     assert facts.cr3 is not None
@@ -63,7 +64,7 @@ def survey(
     twin = [] if user_pgd is None else [walk(recorder.at_panic, facts.mode, user_pgd)]
     handover_tables, code_pages = _survey_hand_over(*ended, trace, user_pgd)
     user_tables = tuple(t for t in _table_pages(twin) if t not in set(tables))
-    pattern = _find_pattern(recorder, space, token)
+    pattern = _find_pattern(recorder, space, token) if token is not None else None
     return Survey(
         tables=tables,
         user_pgd=user_pgd,
@@ -79,7 +80,7 @@ def survey(
             *handover_tables,
             *code_pages,
             *_twin_pages(trace),
-            pattern[1],
+            *([pattern[1]] if pattern else []),
         ),
     )
 

@@ -132,6 +132,8 @@ class Machine:
             cr3=PGD | 0x18,  # PCD and PWT set: no address bits
             kimage=Kimage(0xC1000000, 0x900000, "forged"),
             tables=(PGD,),
+            crash_cmdline="panic=-1 maxcpus=1",
+            crash_proc_cmdline="panic=-1 maxcpus=1 elfcorehdr=0x1efff000",
             crash_release="6.1.0-forged",
             crash_seconds=6.5,
             vmcore_present=True,

@@ -17,9 +17,11 @@ from rig.model import Arch, Kernel, LoadKind, PagingMode, Verdict
 ROOT = Path(__file__).resolve().parent.parent
 KNOWN = Registries(
     checks={name: tuple(itertools.product(each.dumps, each.kinds)) for name, each in REGISTRY.items()},
-    triggers=("sysrq-c",),
+    triggers=("sysrq-c", "thread"),
     loads={"kexec_load": LoadKind.CRASH, "none": LoadKind.NONE},
     injections=("flip-pgd-bit",),
+    own_task=("user-space-survives",),
+    strangers=("thread",),
 )
 
 GUEST = """\
@@ -193,7 +195,24 @@ def test_without_checks_a_scenario_has_all_that_its_dump_allows(
     every = SCENARIO.replace('checks = ["pgd-survives"]', f'dump = "{dump}"')
     write("scenarios/every.toml", every + 'expect = "fail"\nexpect_failed = ["memory-accounted"]\n')
     found = catalog.read([tmp_path], KNOWN).scenarios["every"].checks
-    assert set(found) == {name for name in KNOWN.checks if faithful or name != "vmcore-faithful"}
+    other = {"plain-panic"} if faithful else {"plain-panic", "vmcore-faithful"}
+    assert set(found) == set(KNOWN.checks) - other
+
+
+def test_without_a_crash_kernel_only_the_plain_panic_is_judged(write: Write, tmp_path: Path) -> None:
+    write("scenarios/none.toml", SCENARIO.replace('checks = ["pgd-survives"]', 'load = "none"'))
+    assert catalog.read([tmp_path], KNOWN).scenarios["none"].checks == ("plain-panic",)
+
+
+def test_a_task_that_does_not_die_is_not_judged(write: Write, tmp_path: Path) -> None:
+    write("scenarios/thread.toml", SCENARIO.replace('checks = ["pgd-survives"]', "").replace("sysrq-c", "thread"))
+    found = catalog.read([tmp_path], KNOWN).scenarios["thread"].checks
+    assert "user-space-survives" not in found
+    assert "address-space-survives" in found
+    named = SCENARIO.replace('"pgd-survives"', '"user-space-survives"').replace("sysrq-c", "thread")
+    write("scenarios/thread.toml", named)
+    with pytest.raises(CatalogueError, match="user-space-survives can't be judged with thread"):
+        catalog.read([tmp_path], KNOWN)
 
 
 def test_a_users_catalogue_adds_to_the_first(write: Write, tmp_path: Path) -> None:

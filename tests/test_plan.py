@@ -47,6 +47,12 @@ def test_several_scenarios() -> None:
     assert ids(["kdump", "panic"], []) == ["kdump@pae/stock", "panic@pae/stock", "panic@x86_64/stock"]
 
 
+def test_a_trigger_that_takes_more_cpus_than_the_guest_has_is_skipped() -> None:
+    last = replace(PANIC, name="last", trigger="sysrq-c-cpu2")
+    some = replace(CATALOGUE, scenarios={"last": last}, guests={"pae": PAE, "x86_64": replace(BIG, cpus=4)})
+    assert [one.skip for one in plan(some, ["last"])] == ["the trigger takes 3 CPUs, the guest has 2", ""]
+
+
 def test_the_crash_kernel_is_the_first_kernel_unless_named() -> None:
     (one,) = plan(CATALOGUE, ["panic"], ["pae"], kernel="next")
     assert (one.kernel, one.crash_kernel) == (NEXT, NEXT)

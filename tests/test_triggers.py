@@ -9,7 +9,8 @@ import subprocess
 
 import pytest
 
-from rig.triggers import TRIGGERS, trigger_line
+from rig.catalog import roots
+from rig.triggers import MODULE, READY, SPIN, TRIGGERS, WAIT, trigger_line
 
 TOKEN = "0123456789abcdef"
 
@@ -33,3 +34,16 @@ def test_the_process_that_pulls_the_trigger_is_on_the_last_cpu() -> None:
             pytest.skip("the machine's last CPU is not for this process")
     done = subprocess.run(["sh", "-c", harmless], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == f"Cpus_allowed_list:\t{last}"
+
+
+def test_a_trigger_that_is_a_module_asks_for_kinds_that_the_module_has() -> None:
+    source = (roots()[0] / "kernels" / "triggers" / MODULE / f"{MODULE}.c").read_text()
+    kinds = set(re.findall(r'^\t\{ "([a-z-]+)",', source, re.MULTILINE))
+    asked = {trigger.module for trigger in TRIGGERS.values() if trigger.module}
+    assert asked == kinds
+
+
+def test_a_process_that_waits_says_so() -> None:
+    assert READY in subprocess.run(["sh", "-c", WAIT.replace(SPIN, ":")], capture_output=True, check=True).stdout
+    for trigger in TRIGGERS.values():
+        assert (WAIT in trigger.command) == (trigger.act is not None and bool(trigger.command))

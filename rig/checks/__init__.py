@@ -25,6 +25,7 @@ class Check:
     judge: Callable[[Evidence], CheckResult]
     dumps: tuple[Dump, ...]  # the kinds of dump with which it can be judged
     kinds: tuple[LoadKind, ...]  # and the kinds of image
+    own_task: bool  # only where the task that holds the pattern is the one that dies
 
 
 _found: dict[str, Check] = {}
@@ -35,11 +36,12 @@ def check(
     description: str,
     dumps: tuple[Dump, ...] = tuple(Dump),
     kinds: tuple[LoadKind, ...] = (LoadKind.CRASH,),
+    own_task: bool = False,
 ) -> Callable[[Callable[[Evidence], CheckResult]], Callable[..., CheckResult]]:
     """Enter a function into the registry under its contract name. Scenarios that name none get it if they can."""
 
     def enter(judge: Callable[[Evidence], CheckResult]) -> Callable[..., CheckResult]:
-        _found[name] = Check(name, description, judge, dumps, kinds)
+        _found[name] = Check(name, description, judge, dumps, kinds, own_task)
         return judge
 
     return enter

@@ -7,12 +7,14 @@ from typing import Any
 from rig.checks import check
 from rig.errors import EvidenceError
 from rig.evidence import Evidence
-from rig.model import CheckResult, Verdict
+from rig.model import CheckResult, LoadKind, Verdict
 
 
 @check("crash-kernel-boots", "the crash kernel reached user space, and /proc/vmcore is there")
 def crash_kernel_boots(evidence: Evidence) -> CheckResult:
-    """By the crash kernel's own word from its user space: its release, and whether /proc/vmcore exists.
+    """By the crash kernel's own word from its user space: its release, its command line, whether /proc/vmcore exists.
+
+    The command line must have in it what the image that was loaded last was given: else another image ran.
 
     A guest that resets or triple-faults on the way has failed. One that hangs can't be judged: too slow and stuck look
     the same.
@@ -28,8 +30,35 @@ def crash_kernel_boots(evidence: Evidence) -> CheckResult:
     if facts.crash_release != facts.crash_kernel.release:
         summary = f"{facts.crash_release} came up, but {facts.crash_kernel.release} was loaded"
         return CheckResult(name, Verdict.FAIL, summary, figures)
+    if facts.crash_proc_cmdline is None:
+        raise EvidenceError("the crash kernel's command line was not asked for: which image ran is not known")
+    if facts.crash_cmdline not in facts.crash_proc_cmdline:
+        summary = (
+            f"another image ran: its command line is {facts.crash_proc_cmdline!r}, without {facts.crash_cmdline!r}"
+        )
+        return CheckResult(name, Verdict.FAIL, summary, figures)
     if not facts.vmcore_present:
         summary = f"{facts.crash_release} reached user space, but there is no /proc/vmcore (CONFIG_PROC_VMCORE?)"
         return CheckResult(name, Verdict.FAIL, summary, figures)
     summary = f"{facts.crash_release} reached user space with /proc/vmcore {facts.crash_seconds:.1f} s after hand-over"
     return CheckResult(name, Verdict.PASS, summary, figures)
+
+
+@check(
+    "plain-panic", "without a crash kernel the panic ends in a reset, and nothing is started", kinds=(LoadKind.NONE,)
+)
+def plain_panic(evidence: Evidence) -> CheckResult:
+    """By the console and QEMU: the kernel said that it panics, reset the machine itself, and no other one came up."""
+    facts, name = evidence.facts, "plain-panic"
+    seen = facts.plain_panic
+    if seen is None:
+        if facts.died and facts.broke_off is not None:
+            return CheckResult(name, Verdict.FAIL, f"the kernel never said that it panics: {facts.broke_off.message}")
+        raise EvidenceError("the kernel was never heard to panic")
+    figures = {"panic": seen.said, "ending": seen.ending, "started": seen.started}
+    if seen.started:
+        return CheckResult(name, Verdict.FAIL, f"a kernel that nobody loaded came up: {seen.started}", figures)
+    if seen.ending != "guest-reset":
+        summary = f"after {seen.said!r} the machine did not reset as it should, but: {seen.ending}"
+        return CheckResult(name, Verdict.FAIL, summary, figures)
+    return CheckResult(name, Verdict.PASS, f"{seen.said}; then the machine reset", figures)

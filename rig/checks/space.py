@@ -186,6 +186,7 @@ def _told(mode: PagingMode, table: _Table, seen: tuple[Checkpoint, EntryChanges]
 @check(
     "user-space-survives",
     "a known pattern in the crashing task's user memory is found through the old tables in the crash kernel's time",
+    own_task=True,
 )
 def user_space_survives(evidence: Evidence) -> CheckResult:
     """Translate the pattern's address through the tables as they are at `crash-kernel`, and read what is there."""

@@ -35,6 +35,8 @@ FUNCTION = 4096
 def vmcore_registers(evidence: Evidence) -> CheckResult:
     """The crashing CPU's note must place it inside the function that `panic` was taken in, on the same stack, in the
     same segments. With 32-bit guests the selectors are compared by their low 16 bits.
+
+    After an exception it must instead be the exception's registers, each of them, as they were in memory at `panic`.
     """
     facts = evidence.facts
     if facts.dump is None:
@@ -46,6 +48,8 @@ def vmcore_registers(evidence: Evidence) -> CheckResult:
     problems: list[str] = []
     if len(notes) != len(cpus):
         problems.append(f"{len(notes)} notes for {len(cpus)} CPUs")
+    if facts.exception:
+        return _exception_note(evidence, figures, problems)
     rip, rsp = seen.general["rip"], seen.general["rsp"]
     fitting = [n for n in notes if 0 <= n.general["rip"] - rip < FUNCTION and 0 <= rsp - n.general["rsp"] < FRAME]
     if len(fitting) != 1:
@@ -69,6 +73,28 @@ def vmcore_registers(evidence: Evidence) -> CheckResult:
         f"{len(notes)} notes for {len(cpus)} CPUs; CPU {seen.cpu} is at {facts.panic_symbol}"
         f"+{figures['rip_offset']:#x}, {figures['rsp_offset']} bytes below the stack pointer seen at panic"
     )
+    return CheckResult("vmcore-registers", Verdict.PASS, summary, figures)
+
+
+def _exception_note(evidence: Evidence, figures: dict[str, Any], problems: list[str]) -> CheckResult:
+    """figures, problems: what is known before the notes are looked into; added to."""
+    registers, notes = evidence.facts.exception, evidence.vmcore.prstatus
+    general = {name: value for name, value in registers.items() if notes and name in notes[0].general}
+    segments = [name for name in ("cs", "ss") if name in registers]
+    fitting = [
+        note
+        for note in notes
+        if all(note.general[name] == value for name, value in general.items())
+        and all((note.selectors[name] ^ registers[name]) & 0xFFFF == 0 for name in segments)
+    ]
+    figures["exception"] = dict(sorted(registers.items()))
+    where = f"rip {registers['rip']:#x} rsp {registers['rsp']:#x}"
+    if len(fitting) != 1:
+        told = ", ".join(f"rip {n.general['rip']:#x} rsp {n.general['rsp']:#x}" for n in notes)
+        problems.append(f"{len(fitting)} notes have the registers of the exception, {where}: {told}")
+    if problems:
+        return CheckResult("vmcore-registers", Verdict.FAIL, "; ".join(problems), figures)
+    summary = f"{len(notes)} notes for {figures['machine_cpus']} CPUs; one has the registers of the exception, {where}"
     return CheckResult("vmcore-registers", Verdict.PASS, summary, figures)
 
 

@@ -10,16 +10,18 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from rig.errors import GuestCommandFailed, NotOffered, UnsuitableKernel
+from rig.errors import GuestCommandFailed, GuestError, NotOffered, UnsuitableKernel
 from rig.facts import PerCpu
 from rig.guest.cache import Cache
 from rig.kernel import efi, symbols
 from rig.loads import LOADS, Load
 from rig.model import LoadKind, Range, Scenario
+from rig.triggers import MODULE, Setting, Trigger
 from rig.vm.deadline import Deadline
 from rig.vm.shell import Shell
 
 CONTROL = "/rig/control.ko"
+TRIGGER = "/rig/trigger.ko"
 FLAGS = {LoadKind.CRASH: "-p", LoadKind.PLAIN: "-l", LoadKind.NONE: ""}
 
 # "percpu: Embedded 62 pages/cpu s217088 r8192 d28672 u1048576" (mm/percpu.c, pcpu_embed_first_chunk)
@@ -42,7 +44,7 @@ class Self:
     symbols: Mapping[str, int]
     crash_notes: tuple[tuple[int, int], ...]  # per CPU: physical address, size
     vmcoreinfo: tuple[int, int] | None  # physical address, size
-    crash_region: Range
+    crash_region: Range | None  # None: no memory is reserved, and none has to be
     per_cpu: PerCpu | None
     efi: tuple[int, int] | None  # physical: system table, configuration tables
 
@@ -82,7 +84,10 @@ def script(load: Load, cmdline: str) -> str:
     """
     needed = " ".join(path for path, _ in _NEEDED)
     return f"""
-load() {{ kexec {FLAGS[load.kind]} "$@" /rig/crash-kernel --initrd=/rig/crash-initrd --command-line='{cmdline}'; }}
+load() {{
+  kexec {FLAGS[load.kind]} "$@" /rig/crash-kernel --initrd=/rig/crash-initrd \\
+    --command-line='{cmdline}'"${{word:+ $word}}"
+}}
 ({load.command}) >/tmp/kexec.log 2>&1 &
 echo @missing; for f in {needed}; do [ -e $f ] || echo $f; done
 echo @iomem; cat /proc/iomem
@@ -112,7 +117,7 @@ def arm(shell: Shell, load: Load, cmdline: str, deadline: Deadline) -> Self:
         if path in missing:
             raise UnsuitableKernel(f"the kernel has no {path}", hint=f"build it with {option}=y")
     iomem = parse_iomem(told["iomem"])
-    region = _crash_region(iomem, told["log"])
+    region = None if load.kind is LoadKind.NONE else _crash_region(iomem, told["log"])
     found = symbols.parse_kallsyms(told["kallsyms"])
     if symbols.MACHINE_KEXEC not in found or not any(name in found for name in symbols.PANIC_SYMBOLS):
         raise UnsuitableKernel(
@@ -121,9 +126,13 @@ def arm(shell: Shell, load: Load, cmdline: str, deadline: Deadline) -> Self:
         )
     if status := int(told["status"]):
         raise _explain(GuestCommandFailed(load.command, status, told["kexec"]), load, region)
-    if told["loaded"].strip() != "1":
+    wanted = "0" if load.kind is LoadKind.NONE else "1"
+    if told["loaded"].strip() != wanted:
         raise GuestCommandFailed(
-            load.command, 0, "kexec was content, but /sys/kernel/kexec_crash_loaded is not 1", hint="see console.log"
+            load.command,
+            0,
+            f"kexec was content, but /sys/kernel/kexec_crash_loaded is not {wanted}",
+            hint="see console.log",
         )
     rows = sorted((int(n), int(a, 16), int(s)) for n, a, s in (row.split() for row in told["notes"].splitlines()))
     return Self(
@@ -148,7 +157,7 @@ def _crash_region(iomem: tuple[Range, ...], log: str) -> Range:
     )
 
 
-def _explain(problem: GuestCommandFailed, load: Load, region: Range) -> Exception:
+def _explain(problem: GuestCommandFailed, load: Load, region: Range | None) -> Exception:
     """What kexec's words mean for the person who gave the kernel."""
     words = problem.output
     if "Function not implemented" in words:
@@ -157,7 +166,9 @@ def _explain(problem: GuestCommandFailed, load: Load, region: Range) -> Exceptio
         return UnsuitableKernel(f"kexec says: {words.strip()}", hint=f"build the kernel with {load.option}=y")
     if "/proc/kcore" in words:
         return UnsuitableKernel(f"kexec says: {words.strip()}", hint="build the kernel with CONFIG_PROC_KCORE=y")
-    if any(sign in words for sign in ("Could not find a free area", "locate_hole", "Cannot allocate memory")):
+    if region is not None and any(
+        sign in words for sign in ("Could not find a free area", "locate_hole", "Cannot allocate memory")
+    ):
         return UnsuitableKernel(
             f"the crash kernel does not fit into the {region.size >> 20} MiB reserved; kexec says: {words.strip()}",
             hint="give the guest a larger crashkernel=",
@@ -210,3 +221,33 @@ def load_control(shell: Shell, parameters: str, deadline: Deadline) -> int:
             problem.command, problem.status, problem.output + said, hint="see the module's sources in kernels/controls"
         ) from problem
     return int(shell.run("cat /sys/module/*/parameters/record", deadline), 16)
+
+
+def prepare_trigger(shell: Shell, trigger: Trigger, deadline: Deadline) -> None:
+    """Make the trigger's settings, and load its module.
+
+    Raises NotOffered, by CONFIG option or what else is lacking, and GuestCommandFailed when the module can't be loaded.
+    """
+    for setting in trigger.settings:
+        _make(shell, setting, deadline)
+    if not trigger.module:
+        return
+    shell.run(f"insmod {TRIGGER}", deadline)
+    listed = shell.run(f"cat /sys/module/{MODULE}/parameters/kinds", deadline)
+    offered = {name: lacks for name, _, lacks in (line.partition(" ") for line in listed.splitlines())}
+    kind = trigger.module
+    if kind not in offered:
+        raise GuestError(f"the module {MODULE} knows no {kind!r}", hint=f"it knows: {', '.join(offered)}")
+    if offered[kind]:
+        raise NotOffered(f"the kernel has no {offered[kind]}: {kind} does nothing in it")
+
+
+def _make(shell: Shell, setting: Setting, deadline: Deadline) -> None:
+    """A setting is made when what was written is read back."""
+    path, value = setting.path, str(setting.value)
+    try:
+        told = shell.run(f"echo {value} > {path} && cat {path}", deadline).strip()
+    except GuestCommandFailed as problem:
+        raise NotOffered(f"no {setting.option}: {problem.output.strip()}") from problem
+    if told != value:
+        raise NotOffered(f"no {setting.option}: {path} stays {told!r} when {value} is written")

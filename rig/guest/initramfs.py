@@ -109,18 +109,19 @@ def first(
     crash_base_segment: bytes,
     run_segment: bytes,
     control: Path | None = None,
+    trigger: Path | None = None,
 ) -> bytes:
     """The first kernel's whole initramfs: its base, and what it loads for the crash.
 
     /rig/crash-kernel, /rig/crash-initrd (the crash kernel's base and this run's keys) and, for a sabotage,
-    /rig/control.ko.
+    /rig/control.ko, for a trigger that takes a module /rig/trigger.ko.
     """
     entries = [
         Entry("/rig/crash-kernel", 0o644, crash_bzimage.read_bytes()),
         Entry("/rig/crash-initrd", 0o644, crash_base_segment + run_segment),
     ]
-    if control is not None:
-        entries.append(Entry("/rig/control.ko", 0o644, control.read_bytes()))
+    modules = {"/rig/control.ko": control, "/rig/trigger.ko": trigger}
+    entries += [Entry(path, 0o644, file.read_bytes()) for path, file in modules.items() if file is not None]
     return base_segment + cpio(entries)
 
 

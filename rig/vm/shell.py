@@ -120,6 +120,10 @@ class Shell:
         """Start a command and don't wait: for what doesn't come back, such as the trigger."""
         self._line.send(command.encode() + b"\n")
 
+    def wait_for(self, marker: bytes, deadline: Deadline) -> None:
+        """Wait for what a command that was sent prints. Raises GuestHung, GuestDied, Cancelled."""
+        self._line.read_until(marker, deadline)
+
     def read_file(self, path: str, offset: int, size: int, deadline: Deadline) -> bytes:
         """Bytes of a file in the guest, binary-safe; fewer than `size` when the file ends before.
 

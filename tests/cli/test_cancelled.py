@@ -61,9 +61,9 @@ def test_ctrl_c_in_a_process_of_its_own(tmp_path: Path) -> None:
             from rig.errors import Cancelled
             raise Cancelled("stopped")
         from rig.model import Dump, LoadKind
-        check = types.SimpleNamespace(dumps=tuple(Dump), kinds=tuple(LoadKind))
-        put("rig.checks", REGISTRY=dict.fromkeys({CHECKS!r}, check))
-        put("rig.triggers", TRIGGERS=dict.fromkeys({TRIGGERS!r}))
+        entry = types.SimpleNamespace(dumps=tuple(Dump), kinds=tuple(LoadKind), own_task=True, cpus=1, module="")
+        put("rig.checks", REGISTRY=dict.fromkeys({CHECKS!r}, entry))
+        put("rig.triggers", TRIGGERS=dict.fromkeys({TRIGGERS!r}, entry))
         put("rig.conductor", run=run)
         from rig.cli import main
         raise SystemExit(main(["run", "panic", "--guest", "pae"]))

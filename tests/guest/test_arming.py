@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+import re
+from typing import cast
+
+import pytest
+
 from rig.errors import GuestCommandFailed, NotOffered, UnsuitableKernel
 from rig.facts import PerCpu
-from rig.guest.arming import _explain, parse_iomem, parse_per_cpu, parse_sections, parse_vmcoreinfo
+from rig.guest.arming import (
+    TRIGGER,
+    _explain,
+    parse_iomem,
+    parse_per_cpu,
+    parse_sections,
+    parse_vmcoreinfo,
+    prepare_trigger,
+)
 from rig.loads import LOADS
 from rig.model import Range
+from rig.triggers import TRIGGERS, Trigger
+from rig.vm.deadline import Deadline
+from rig.vm.shell import Shell
 
 IOMEM = """\
 00001000-0009fbff : System RAM
@@ -33,6 +49,46 @@ def test_vmcoreinfo_is_two_hex_words_or_nothing() -> None:
     assert parse_vmcoreinfo("0x0000000004b2c000 1024\n") == (0x4B2C000, 0x1024)
     assert parse_vmcoreinfo("4b2c000 1000") == (0x4B2C000, 0x1000)
     assert parse_vmcoreinfo("") is None
+
+
+class ScriptedShell:
+    """Answers commands by what they begin with; "!" before an answer means that the command fails."""
+
+    def __init__(self, answers: dict[str, str]) -> None:
+        self.answers = answers
+        self.asked: list[str] = []
+
+    def run(self, command: str, _deadline: Deadline) -> str:
+        self.asked.append(command)
+        answer = next(text for start, text in self.answers.items() if command.startswith(start))
+        if answer.startswith("!"):
+            raise GuestCommandFailed(command, 1, answer[1:])
+        return answer
+
+
+def make_ready(trigger: Trigger, **answers: str) -> ScriptedShell:
+    shell = ScriptedShell({"echo": answers.get("echo", "1\n"), "insmod": "", "cat": answers.get("cat", "")})
+    prepare_trigger(cast(Shell, shell), trigger, Deadline.after(1, "nothing"))
+    return shell
+
+
+def test_what_a_trigger_needs_is_made_ready_in_order() -> None:
+    shell = make_ready(TRIGGERS["bug"], cat="panic \nbug \n")
+    assert shell.asked[0].startswith("echo 1 > /proc/sys/kernel/panic_on_oops")
+    assert shell.asked[1] == f"insmod {TRIGGER}"
+
+
+@pytest.mark.parametrize(
+    ("name", "answers", "told"),
+    [
+        ("nmi", {"echo": "!sh: can't create ...: nonexistent directory"}, "no CONFIG_X86_LOCAL_APIC: sh: can't"),
+        ("deadlock", {"echo": "0\n"}, "no CONFIG_HARDLOCKUP_DETECTOR: /proc/sys/kernel/hardlockup_panic stays '0'"),
+        ("deadlock", {"cat": "deadlock CONFIG_SMP\n"}, "the kernel has no CONFIG_SMP: deadlock does nothing"),
+    ],
+)
+def test_what_a_kernel_lacks_for_a_trigger_is_not_offered(name: str, answers: dict[str, str], told: str) -> None:
+    with pytest.raises(NotOffered, match=re.escape(told)):
+        make_ready(TRIGGERS[name], **answers)
 
 
 def explain(words: str, way: str = "kexec_load") -> Exception:
