@@ -60,6 +60,7 @@ class Registries:
     injections: Collection[str]  # sabotage without a module: the rig does it through the debugger
     own_task: Collection[str] = ()  # checks of the task that holds the pattern: it must be the one that dies
     strangers: Collection[str] = ()  # triggers with which it is not
+    plain_triggers: Collection[str] = ()  # those that ask for a plain kexec, and so need an image loaded for one
 
 
 def registries() -> Registries:
@@ -72,6 +73,7 @@ def registries() -> Registries:
     return Registries(
         checks={name: tuple(itertools.product(check.dumps, check.kinds)) for name, check in REGISTRY.items()},
         triggers=tuple(TRIGGERS),
+        plain_triggers=tuple(name for name, trigger in TRIGGERS.items() if trigger.plain),
         loads={name: load.kind for name, load in LOADS.items()},
         injections=tuple(INJECTIONS),
         own_task=tuple(name for name, check in REGISTRY.items() if check.own_task),
@@ -322,6 +324,8 @@ def _scenario_complaints(scenario: Scenario) -> Iterable[tuple[str, str]]:
         yield "expect", f"{scenario.expect.value!r} can't be expected; valid: fail, pass"
     if (scenario.expect is Verdict.FAIL) != bool(scenario.expect_failed):
         yield "expect_failed", 'must name the checks that fail when expect = "fail", and only then'
+    if scenario.hops < 0:
+        yield "hops", f"{scenario.hops} is less than none"
     if complaint := parameter_complaint(scenario.parameters):
         yield "sabotage", complaint
 
@@ -339,6 +343,7 @@ def _check_references(catalogue: Catalogue, known: Registries) -> None:
             (SCENARIOS, scenario.name, "checks", scenario.checks, known.checks),
             (SCENARIOS, scenario.name, "expect_failed", scenario.expect_failed, scenario.checks or known.checks),
             (SCENARIOS, scenario.name, "guests", scenario.guests, catalogue.guests),
+            (SCENARIOS, scenario.name, "into", filter(None, [scenario.into]), catalogue.guests),
             (SCENARIOS, scenario.name, "kernel", filter(None, [scenario.kernel]), catalogue.kernels),
             (SCENARIOS, scenario.name, "crash_kernel", filter(None, [scenario.crash_kernel]), catalogue.kernels),
             (SCENARIOS, scenario.name, "sabotage", filter(None, [scenario.control]), sabotages),
@@ -364,6 +369,13 @@ def _check_references(catalogue: Catalogue, known: Registries) -> None:
             raise CatalogueError(
                 f"{catalogue.files[SCENARIOS, scenario.name]}: trigger: {name} can't be judged with {scenario.trigger}",
                 hint="it looks for the task that panics: " + one_of(set(known.triggers) - set(known.strangers)),
+            )
+        plain = known.loads[scenario.load] is LoadKind.PLAIN
+        if plain != (scenario.trigger in known.plain_triggers):
+            raise CatalogueError(
+                f"{catalogue.files[SCENARIOS, scenario.name]}: trigger: {scenario.trigger!r} does not enter an image "
+                f"loaded by {scenario.load!r}",
+                hint=one_of(name for name in known.triggers if (name in known.plain_triggers) == plain),
             )
         for name in scenario.checks:
             dumps, kinds = (set(values) for values in zip(*known.checks[name], strict=True))

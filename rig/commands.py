@@ -290,14 +290,16 @@ def fetch(args: argparse.Namespace) -> int:
         if plan.skip:
             releases[f"{plan.kernel.name} for {plan.guest.name}"] = f"nothing: {plan.skip}"
             continue
-        cache.userland(plan.guest.arch, plan.scenario.dump)
-        for kernel in dict.fromkeys((plan.kernel, plan.crash_kernel)):
-            where = f"{kernel.name} for {plan.guest.name}"
+        into = plan.into or plan.guest
+        for arch in dict.fromkeys((plan.guest.arch, into.arch)):
+            cache.userland(arch, plan.scenario.dump)
+        for kernel, guest in dict.fromkeys(((plan.kernel, plan.guest), (plan.crash_kernel, into))):
+            where = f"{kernel.name} for {guest.name}"
             if kernel.source:
                 version = cache.package(kernel.source, host_arch(), kernel.suite).version
                 releases[where] = f"to be built from {kernel.source} {version}"
                 continue
-            files = cache.kernel(kernel, plan.guest)
+            files = cache.kernel(kernel, guest)
             releases[where] = files.release
             takes_module = control(plan.scenario) is not None or TRIGGERS[plan.scenario.trigger].module
             if kernel is plan.kernel and kernel.headers and takes_module:

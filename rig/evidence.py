@@ -16,6 +16,11 @@
                                 part of the crashed task's page tables, holds its pattern, or differs in the dump;
                                 at later checkpoints every page that differs from `panic` (in `crash-kernel`: outside
                                 the crash region)
+    memory/machine-kexec.*      in a plain kexec, which has no `panic`, as memory/panic.*
+    memory/handover.pages.zst   in a plain kexec, of the image's pages: destinations that don't hold what was to be
+                                copied there; all others, sources too, as they were when the copying began
+    memory/image.words.zst      in a plain kexec: the pages copied, in their order: physical addresses of the
+                                destinations, those of the sources, xxh3_64 of the destinations at `handover`
     registers/died.json         every CPU's registers, and
     memory/died.pages.zst       the pages that differ from `panic`, of a guest that died in the hand-over
     memory/CHECKPOINT.ram.zst   all of RAM, only with --keep-memory
@@ -36,6 +41,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from typing import TypeVar
@@ -75,11 +81,21 @@ BEFORE = "before.log.zst"
 HEADERS = "vmcore/headers.bin"
 PGD = "vmcore/pgd.bin"
 FILTERED_HEADERS = "vmcore/filtered-headers.bin"
+IMAGE = "memory/image.words.zst"
 DUMP_HASHES = "vmcore/dump.hashes.zst"
 DUMP_PAGES = "vmcore/dump.pages.zst"
 LISTING = "handover.txt"
 # Not a checkpoint: the guest died between `machine-kexec` and `handover`, and QEMU has kept it as it was.
 DIED = "died"
+
+
+@dataclass(frozen=True)
+class Copied:
+    """The pages of a plain kexec's image, in the order of copying. hashes: xxh3_64 of destinations at `handover`."""
+
+    destinations: npt.NDArray[np.uint64]  # physical addresses
+    sources: npt.NDArray[np.uint64]
+    hashes: npt.NDArray[np.uint64]
 
 
 # ---------------------------------------------------------------- JSON
@@ -145,8 +161,11 @@ class EvidenceWriter:
     def write_pages(self, checkpoint: str, pages: Mapping[int, bytes]) -> None:
         self.write(f"{MEMORY}/{checkpoint}.pages.zst", pack_pages(pages))
 
-    def write_hashes(self, hashes: npt.NDArray[np.uint64]) -> None:
-        self.write(f"{MEMORY}/{Checkpoint.PANIC}.hashes.zst", pack_hashes(hashes))
+    def write_hashes(self, hashes: npt.NDArray[np.uint64], checkpoint: Checkpoint = Checkpoint.PANIC) -> None:
+        self.write(f"{MEMORY}/{checkpoint}.hashes.zst", pack_hashes(hashes))
+
+    def write_image(self, copied: Copied) -> None:
+        self.write(IMAGE, pack_hashes(np.concatenate([copied.destinations, copied.sources, copied.hashes])))
 
     def write_dump(self, hashes: npt.NDArray[np.uint64], kept: Mapping[int, bytes]) -> None:
         """hashes: of the pieces of the dump that arrived. kept: pieces of it, by number."""
@@ -218,6 +237,19 @@ class Evidence:
     def result(self) -> RunResult:
         return from_json(self._read("result.json"), RunResult, self.path / "result.json")
 
+    @property
+    def base(self) -> Checkpoint:
+        """The first capture, which the later ones are kept as differences from: `panic`, where there is one."""
+        return next(iter(self.facts.captured), Checkpoint.PANIC)
+
+    @cached_property
+    def copied(self) -> Copied:
+        """What a plain kexec copied where. EvidenceError when that was not seen."""
+        words = unpack_hashes(self._read(IMAGE), self.path / IMAGE)
+        if len(words) % 3:
+            raise EvidenceError(f"{self.path / IMAGE} is torn: {len(words)} words are no triples")
+        return Copied(*words.reshape(3, -1))
+
     @cache  # noqa: B019 - an Evidence lives as long as its judgement
     def cpus(self, checkpoint: str) -> tuple[CpuState, ...]:
         name = f"{REGISTERS}/{checkpoint}.json"
@@ -233,10 +265,10 @@ class Evidence:
 
     @cache  # noqa: B019
     def pages(self, checkpoint: str) -> Mapping[int, bytes]:
-        """The pages kept for a checkpoint, or DIED, by pfn. Those of `panic` are held against their hashes."""
+        """The pages kept for a checkpoint, or DIED, by pfn. Those of the first are held against their hashes."""
         name = f"{MEMORY}/{checkpoint}.pages.zst"
         found = unpack_pages(self._read(name), self.path / name)
-        if checkpoint is Checkpoint.PANIC:
+        if checkpoint == self.base:
             hashes, index_of = self._hashes, self._page_index
             for pfn, page in found.items():
                 index = index_of(pfn)
@@ -246,11 +278,11 @@ class Evidence:
 
     @cached_property
     def _hashes(self) -> npt.NDArray[np.uint64]:
-        name = f"{MEMORY}/{Checkpoint.PANIC}.hashes.zst"
+        name = f"{MEMORY}/{self.base}.hashes.zst"
         return unpack_hashes(self._read(name), self.path / name)
 
     def hashes_at_panic(self, addresses: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-        """xxh3_64 of the page at each physical address. EvidenceError where there is no RAM."""
+        """xxh3_64 of the page at each physical address, at the first capture. EvidenceError where there is no RAM."""
         return hashes_at(addresses, self._hashes, self.facts.ram)
 
     def _page_index(self, pfn: int) -> int | None:
@@ -262,11 +294,11 @@ class Evidence:
 
     def memory(self, checkpoint: str) -> PagesMemory:
         """Physical memory at a checkpoint, or when the guest DIED, as far as it was kept: its own pages, else those of
-        `panic`."""
+        the first capture."""
         if checkpoint not in self.facts.captured and not (checkpoint == DIED and self.facts.post_mortem):
             raise EvidenceError(f"memory was not captured at {checkpoint}")
-        base = PagesMemory(self.pages(Checkpoint.PANIC))
-        if checkpoint is Checkpoint.PANIC:
+        base = PagesMemory(self.pages(self.base))
+        if checkpoint == self.base:
             return base
         return PagesMemory(self.pages(checkpoint), fallback=base)
 
@@ -322,7 +354,7 @@ class Evidence:
     def trace(self) -> Trace:
         """What the crashing CPU executed from machine_kexec on; up to its death, when it never got to the new image."""
         if self.facts.crashing_cpu is None:
-            raise EvidenceError("`panic` was never reached: there is no hand-over trace")
+            raise EvidenceError("the first checkpoint was never reached: there is no hand-over trace")
         return self._parsed(self._unpacked(TRACE), self.facts.symbols.get(MACHINE_KEXEC))
 
     @cached_property
@@ -332,7 +364,7 @@ class Evidence:
         The way from `panic` is recorded under TCG only. Takes a while to read.
         """
         if self.facts.crashing_cpu is None:
-            raise EvidenceError("`panic` was never reached: nothing was recorded")
+            raise EvidenceError("the first checkpoint was never reached: nothing was recorded")
         before = self._unpacked(BEFORE) if (self.path / BEFORE).exists() else b""
         return self._parsed(before + self._unpacked(TRACE), None)
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from rig.model import Checkpoint, Failure, KernelIdentity, PagingMode, Phase, Range, RunPlan
+from rig import loads
+from rig.model import Checkpoint, Failure, KernelIdentity, LoadKind, PagingMode, Phase, Range, RunPlan
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,7 @@ class Kimage:
     layout: str
     pages: tuple[int, ...] = ()  # physical: pages that the struct points to, its page tables among them
     segments: tuple[tuple[int, int], ...] = ()  # where the image goes: physical address, bytes; () when not found
+    lists: tuple[int, ...] = ()  # physical: pages of the list of what is copied where, in a plain kexec
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ class Facts:
     environment: Mapping[str, Any] = field(default_factory=dict)
     ram: tuple[tuple[int, int, int], ...] = ()  # (physical start, size, offset in the RAM file)
     iomem: tuple[Range, ...] = ()  # /proc/iomem when armed
-    crash_region: Range | None = None  # what crashkernel= reserved
+    crash_region: Range | None = None  # what crashkernel= reserved; None for a plain kexec
     symbols: Mapping[str, int] = field(default_factory=dict)
     text: int | None = None  # virtual address of _text: where the "Kernel code" of /proc/iomem begins
     given_back: tuple[tuple[int, int], ...] = ()  # parts of its image that the kernel freed: virtual, [start, end)
@@ -116,10 +118,10 @@ class Facts:
     per_cpu: PerCpu | None = None
     efi_tables: tuple[tuple[int, int], ...] = ()  # physical address, bytes: EFI's system table, configuration tables
     crash_cmdline: str = ""
-    crashing_cpu: int | None = None
+    crashing_cpu: int | None = None  # the one that panics; in a plain kexec the one that executes machine_kexec
     panic_symbol: str = ""  # where `panic` was taken: __crash_kexec
     mode: PagingMode | None = None
-    cr3: int | None = None
+    cr3: int | None = None  # at `panic`; in a plain kexec at `machine-kexec`
     kimage: Kimage | None = None
     tables: tuple[int, ...] = ()  # physical addresses of the crashed task's page-table pages, the root's first
     user_pgd: int | None = None  # physical: the user twin of the pgd, with page-table isolation (PTI)
@@ -144,3 +146,8 @@ class Facts:
     broke_off: Failure | None = None
     died: bool = False  # broke off because the panicking guest reset, triple-faulted or powered off
     post_mortem: bool = False  # it died in the hand-over, and registers and memory were taken then: DIED
+
+    @property
+    def plain(self) -> bool:
+        """Whether the image was loaded for a plain kexec."""
+        return loads.kind(self.plan.scenario.load) is LoadKind.PLAIN

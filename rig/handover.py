@@ -223,7 +223,8 @@ class HandOver:
                 physical = self.tables.physical(Live.of(state), pc)
             except (EvidenceError, NotMapped):
                 continue  # it keeps its bare address
-            if physical // PAGE_SIZE in own or (facts.crash_region and physical in facts.crash_region):
+            # for a plain kexec nothing is reserved: what is no kernel's code can only be a control page
+            if physical // PAGE_SIZE in own or facts.plain or (facts.crash_region and physical in facts.crash_region):
                 yield pc, physical
 
     def where(self, step: Step) -> str:
@@ -233,6 +234,8 @@ class HandOver:
     def text(self, step: Step) -> str:
         """An instruction's disassembly, and how often it was repeated."""
         text = disassemble(step.code, step.pc, width(step.state))
+        if any(gap.before == step.number + 1 for gap in self.trace.gaps):
+            return f"{text} (x {step.repeats}, and more that was not recorded)"
         return f"{text} (x {step.repeats})" if step.repeats > 1 else text
 
 

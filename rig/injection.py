@@ -7,7 +7,7 @@ be to memory; at `handover` before it. The machine is held in between.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import capstone
@@ -38,8 +38,11 @@ class Scene:
     cpu: CpuState
     memory: Memory
     iomem: tuple[Range, ...]
-    crash_region: Range
+    crash_region: Range | None  # None for a plain kexec
     kimage: Kimage
+    moved: frozenset[
+        int
+    ]  # physical: the pages that a plain kexec copies from and to, and those of the list that says so
     chance: random.Random
 
 
@@ -122,14 +125,19 @@ def nx_control_page(scene: Scene) -> Change:
 
 @injection("identity-hole", Checkpoint.MACHINE_KEXEC)
 def identity_hole(scene: Scene) -> Change:
-    """The image's identity map lacks the topmost 2 MiB of RAM outside the crash region, which the way doesn't need."""
+    """The image's identity map lacks the topmost 2 MiB of RAM that the way doesn't need.
+
+    For kdump that is all RAM outside the crash region, for a plain kexec where nothing of the image is or goes.
+    """
     tables = _image_tables(scene)
+    control = paging.translate(scene.memory, scene.mode, tables.root, tables.control).physical
+    needed = {page // LARGE_PAGE for page in (*scene.moved, control, *(t.address for t in tables.space.tables))}
     whole = np.flatnonzero((tables.space.size == LARGE_PAGE) & (tables.space.virtual == tables.space.physical))
     for start in reversed(tables.space.physical[whole].tolist()):
-        if _is_ram(scene, start, LARGE_PAGE):
+        if _is_ram(scene, start, LARGE_PAGE) and start // LARGE_PAGE not in needed:
             entry = _last_entry(scene, tables.root, start)
             return Change((Damage(entry.address, entry.size, entry.before, 0),))
-    raise EvidenceError(f"the identity map at {tables.root:#x} has no 2 MiB page that is all RAM")
+    raise EvidenceError(f"the identity map at {tables.root:#x} has no 2 MiB page that is all RAM and not needed")
 
 
 @injection("stray-table", Checkpoint.MACHINE_KEXEC)
@@ -164,6 +172,22 @@ def stale_cr0(scene: Scene) -> Change:
     return Change(registers=(RegisterDamage("cr0", scene.cpu.cr0, scene.cpu.cr0 | CR0_WP),))
 
 
+@injection("torn-image", Checkpoint.HANDOVER)
+def torn_image(scene: Scene) -> Change:
+    """A byte of the image has changed: the last one of the segment that is entered.
+
+    That is purgatory, which compares the sums of all segments but its own, and whose last page it doesn't fill.
+    """
+    for mem, size in scene.kimage.segments:
+        if mem <= scene.kimage.start < mem + size:
+            last = mem + size - 1
+            before = scene.memory.read(last, 1)[0]
+            if before:
+                raise EvidenceError(f"the last byte of purgatory, at {last:#x}, is {before:#x}: it may be in use")
+            return Change((Damage(last, 1, before, 0xFF),))
+    raise EvidenceError("where the image's segments lie is not known")
+
+
 # ---------------------------------------------------------------- the image's own tables
 
 
@@ -179,22 +203,31 @@ class _ImageTables:
 def _image_tables(scene: Scene) -> _ImageTables:
     """The tables that the image was given when it was loaded, whatever their design.
 
-    They are known by what they must do: map one page of the crash region twice, at its own address and at one of the
-    kernel's. i386 keeps a pointer to their root in struct kimage; on x86_64 the root is in the crash region, and they
-    map the entry of the new image as well.
+    They are known by what they must do: map one page of control memory twice, at its own address and at one of the
+    kernel's. i386 keeps a pointer to their root in struct kimage; on x86_64 the root is in control memory, and they
+    map the entry of the new image as well. Control memory is the crash region; for plain kexec it may be any RAM, where
+    the tables that other CPUs are started with look alike, but map many pages twice.
     """
     for root in (*scene.kimage.pages, *_identity_roots(scene)):
         space = walk(scene.memory, scene.mode, root)
-        small = space.size == PAGE_SIZE
-        for virtual, physical in zip(space.virtual[small].tolist(), space.physical[small].tolist(), strict=True):
-            if virtual != physical and physical in scene.crash_region and _maps(scene, root, physical):
-                return _ImageTables(root, space, virtual)
-    raise EvidenceError("no page tables of the image were found: none map a page of the crash region twice")
+        small = (space.size == PAGE_SIZE) & (space.virtual != space.physical)
+        pairs = zip(space.virtual[small].tolist(), space.physical[small].tolist(), strict=True)
+        if scene.crash_region is None:
+            twice = [virtual for virtual, physical in pairs if _maps(scene, root, physical)]
+            twice = twice if len(twice) == 1 else []
+        else:
+            inside = ((v, physical) for v, physical in pairs if physical in scene.crash_region)
+            twice = [virtual for virtual, physical in inside if _maps(scene, root, physical)]
+        if twice:
+            return _ImageTables(root, space, twice[0])
+    raise EvidenceError("no page tables of the image were found: none map a page of control memory twice")
 
 
-def _identity_roots(scene: Scene) -> list[int]:
-    pages = range(scene.crash_region.start, scene.crash_region.last, PAGE_SIZE)
-    return [page for page in pages if _maps(scene, page, scene.kimage.start)]
+def _identity_roots(scene: Scene) -> Iterator[int]:
+    region = scene.crash_region
+    ranges = [r for r in scene.iomem if r.name == "System RAM"] if region is None else [region]
+    pages = (page for r in ranges for page in range(-(-r.start // PAGE_SIZE) * PAGE_SIZE, r.last, PAGE_SIZE))
+    return (page for page in pages if _maps(scene, page, scene.kimage.start))
 
 
 def _maps(scene: Scene, root: int, address: int) -> bool:
@@ -231,7 +264,7 @@ def _last_entry(scene: Scene, root: int, virtual: int) -> _Entry:
 def _is_ram(scene: Scene, start: int, size: int) -> bool:
     """Whether all of it is System RAM, and none of it the crash region's."""
     last, region = start + size - 1, scene.crash_region
-    if start <= region.last and last >= region.start:
+    if region is not None and start <= region.last and last >= region.start:
         return False
     return any(r.name == "System RAM" and start in r and last in r for r in scene.iomem)
 

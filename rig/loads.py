@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from rig.model import Arch, LoadKind
 
+NOTHING = ":"  # as a command: no image is loaded while the guest is armed
+
 
 @dataclass(frozen=True)
 class Load:
@@ -48,7 +50,16 @@ LOADS: Mapping[str, Load] = {
         "word=rig_image=first load -c && word=rig_image=second load -c",
         word="rig_image=second",
     ),
-    "none": Load("no image is loaded: the panic must stay a plain one", LoadKind.NONE, ":"),
+    "plain": Load("kexec -l -c: plain kexec, kexec-tools prepares the image", LoadKind.PLAIN, "load -c"),
+    "plain-file": Load(
+        "kexec -l -s: plain kexec, the kernel prepares the image",
+        LoadKind.PLAIN,
+        "load -s",
+        (Arch.AMD64,),
+        "CONFIG_KEXEC_FILE",
+    ),
+    "plain-late": Load("plain kexec that loads when it is asked to execute: kexec -f", LoadKind.PLAIN, NOTHING),
+    "none": Load("no image is loaded: the panic must stay a plain one", LoadKind.NONE, NOTHING),
 }
 
 

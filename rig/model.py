@@ -147,6 +147,8 @@ class Scenario:
     load: str = "kexec_load"  # how the image is loaded: a name of rig/loads.py
     cmdline: str = ""  # added to the first kernel's command line, after the guest's
     crash_cmdline: str = ""  # the same of the kernel that kexec starts
+    into: str = ""  # name of the Guest whose architecture the kernel that kexec starts is of; empty: the same
+    hops: int = 0  # so often the first kernel is entered again by a plain kexec, unwatched, before it is armed
     crashkernel: str = ""  # instead of the guest's; "none": no memory is reserved
     dump: Dump = Dump.HEADERS
     # A control in kernels/controls, loaded before the trigger, with its module parameters ("damage what=pte"), or an
@@ -206,6 +208,7 @@ class RunPlan:
     guest: Guest
     kernel: Kernel
     crash_kernel: Kernel
+    into: Guest | None = None  # what crash_kernel is for, when that is not `guest`
     skip: str = ""  # why it can't be run at all; empty when it can
 
     @property

@@ -110,25 +110,31 @@ def _cell(
     first = chosen or catalogue.kernels[scenario.kernel or guest.kernel]
     if vmlinux is not None:
         first = replace(first, vmlinux=vmlinux.absolute())
+    into = catalogue.guests[scenario.into] if scenario.into else None
     named = catalogue.kernels[scenario.crash_kernel] if scenario.crash_kernel else None
-    second = crash or named or first
-    return RunPlan(scenario, guest, first, second, skip=unsuitable(scenario, guest, first, second))
+    second = crash or named or (catalogue.kernels[into.kernel] if into else first)
+    why = unsuitable(scenario, guest, (first, guest), (second, into or guest))
+    return RunPlan(scenario, guest, first, second, into, skip=why)
 
 
-def unsuitable(scenario: Scenario, guest: Guest, *kernels: Kernel) -> str:
-    """Why this combination can't be run, by what is known before anything is fetched; empty when it may."""
-    needed = NEEDED_FLAG.get(guest.paging)
-    if needed and f"-{needed}" in guest.cpu.split(","):
-        return f"CPU flag {needed}: {guest.paging} paging needs it, and {guest.cpu} has none"
+def unsuitable(scenario: Scenario, guest: Guest, *kernels: tuple[Kernel, Guest]) -> str:
+    """Why this combination can't be run, by what is known before anything is fetched; empty when it may.
+
+    kernels: each with the guest that it is for.
+    """
+    for _, owner in kernels:
+        needed = NEEDED_FLAG.get(owner.paging)
+        if needed and f"-{needed}" in guest.cpu.split(","):
+            return f"CPU flag {needed}: {owner.paging} paging needs it, and {guest.cpu} has none"
     load = LOADS[scenario.load]
     if load.archs and guest.arch not in load.archs:
         return f"{load.option}: there is none on {guest.arch}"
     trigger = TRIGGERS[scenario.trigger]
     if guest.cpus < trigger.cpus:
         return f"the trigger takes {trigger.cpus} CPUs, the guest has {guest.cpus}"
-    for kernel in kernels:
-        if kernel.flavours and guest.flavour not in kernel.flavours:
-            return f"{kernel.name} has no flavour {guest.flavour}; it has {', '.join(kernel.flavours)}"
+    for kernel, owner in kernels:
+        if kernel.flavours and owner.flavour not in kernel.flavours:
+            return f"{kernel.name} has no flavour {owner.flavour}; it has {', '.join(kernel.flavours)}"
     return ""
 
 

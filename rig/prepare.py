@@ -12,14 +12,26 @@ from pathlib import Path
 from typing import Any
 
 import rig
-from rig import catalog
+from rig import catalog, loads
+from rig.errors import RequestError
 from rig.guest import initramfs
 from rig.guest.cache import Cache
 from rig.guest.keys import RunKeys
 from rig.guest.packages import MAKEDUMPFILE, PackageCache
 from rig.kernel.build import obtain
 from rig.kernel.modules import build_module
-from rig.model import Dump, Firmware, Guest, Kernel, KernelFiles, KernelIdentity, Options, RunPlan, Scenario
+from rig.model import (
+    Dump,
+    Firmware,
+    Guest,
+    Kernel,
+    KernelFiles,
+    KernelIdentity,
+    LoadKind,
+    Options,
+    RunPlan,
+    Scenario,
+)
 from rig.triggers import MODULE, TRIGGERS
 from rig.vm import accel
 from rig.vm.qemu import MachineSpec, qemu_version
@@ -30,6 +42,8 @@ CMDLINE = "console=ttyS0,115200 panic=-1"
 NOTHING = "none"  # as a scenario's crashkernel: the parameter is left out
 # What Debian's kdump-tools gives a crash kernel. maxcpus=1: the other CPUs are still where the panic left them.
 CRASH_CMDLINE = "console=ttyS0,115200 panic=-1 maxcpus=1 irqpoll reset_devices"
+
+SECOND = "rig.role=second"  # by which guests/init/init knows that it was started by a plain kexec
 
 
 @dataclass(frozen=True)
@@ -47,10 +61,14 @@ class Artefacts:
 
 
 def cmdlines(guest: Guest, scenario: Scenario) -> tuple[str, str]:
-    """The command lines of the first and of the crash kernel (kexec-tools adds elfcorehdr= and memory maps)."""
-    reserved = scenario.crashkernel or guest.crashkernel
+    """The command lines of the first and of the crash kernel (kexec-tools adds elfcorehdr= and memory maps).
+
+    For a plain kexec nothing is reserved unless the scenario says so, and the second is no crash kernel's.
+    """
+    plain = loads.kind(scenario.load) is LoadKind.PLAIN
+    reserved = scenario.crashkernel or (NOTHING if plain else guest.crashkernel)
     first = (CMDLINE, f"crashkernel={reserved}" if reserved != NOTHING else "", guest.cmdline, scenario.cmdline)
-    crash = (CRASH_CMDLINE, guest.crash_cmdline, scenario.crash_cmdline)
+    crash = (f"{CMDLINE} {SECOND}" if plain else CRASH_CMDLINE, guest.crash_cmdline, scenario.crash_cmdline)
     return " ".join(filter(None, first)), " ".join(filter(None, crash))
 
 
@@ -67,13 +85,14 @@ def prepare(
     cache = PackageCache(progress=lambda text: listener(f"note: {text}"))
     guest = plan.guest
     kernel = obtain(plan.kernel, guest, cache, cancel)
-    crash = kernel if plan.crash_kernel == plan.kernel else obtain(plan.crash_kernel, guest, cache, cancel)
+    same = plan.crash_kernel == plan.kernel and plan.into is None
+    crash = kernel if same else obtain(plan.crash_kernel, plan.into or guest, cache, cancel)
     sources = catalog.control(plan.scenario)
     control = build_module(sources, kernel, cache) if sources else None
     wanted = TRIGGERS[plan.scenario.trigger].module
     trigger = build_module(catalog.roots()[0] / "kernels" / "triggers" / MODULE, kernel, cache) if wanted else None
-    chosen = accel.choose(options.accel, memo=cache.cache.root / "kvm.json")
-    blob = _initramfs(cache, plan, crash, keys, (control, trigger))
+    chosen = _accelerator(plan, options, cache.cache)
+    blob = _initramfs(cache, plan, (kernel, crash), keys, (control, trigger))
     first, second = cmdlines(guest, plan.scenario)
     fd = os.memfd_create("rig-initrd")
     try:
@@ -111,22 +130,46 @@ def prepare(
         os.close(fd)
 
 
+def _accelerator(plan: RunPlan, options: Options, cache: Cache) -> accel.Accel:
+    if loads.kind(plan.scenario.load) is not LoadKind.PLAIN:
+        return accel.choose(options.accel, memo=cache.root / "kvm.json")
+    if options.accel == "kvm":
+        raise RequestError("plain kexec can't be recorded under KVM", hint="leave out --accel kvm")
+    return accel.Accel("tcg", "stepping through the copying of a plain kexec's image would take hours under KVM")
+
+
 def _initramfs(
-    cache: PackageCache, plan: RunPlan, crash: KernelFiles, keys: RunKeys, added: tuple[Path | None, Path | None]
+    cache: PackageCache,
+    plan: RunPlan,
+    kernels: tuple[KernelFiles, KernelFiles],
+    keys: RunKeys,
+    added: tuple[Path | None, Path | None],
 ) -> bytes:
-    """The first kernel's initramfs, which holds the crash kernel's. Each gets only the programs it runs."""
+    """The first kernel's initramfs, which holds the crash kernel's. Each gets only the programs it runs.
+
+    With hops it holds that kernel itself once more, with such an initramfs for it.
+    """
+    kernel, crash = kernels
     dump = plan.scenario.dump
     init = (catalog.roots()[0] / "guests" / "init" / "init").read_bytes()
     userland = cache.userland(plan.guest.arch, dump)
+    other = userland if plan.into is None else cache.userland(plan.into.arch, dump)
     filters = (MAKEDUMPFILE,) if dump is Dump.MAKEDUMPFILE else ()
-    return initramfs.first(
+    if loads.kind(plan.scenario.load) is LoadKind.PLAIN:
+        second = initramfs.base(other.only("/bin/busybox"), (), init)
+    else:
+        second = initramfs.base(other.only("/bin/busybox", "/usr/sbin/dropbear", *filters), crash.modules, init)
+    blob = initramfs.first(
         # No modules: the first kernel must not set up a device that writes to memory by DMA.
         initramfs.base(userland.only("/bin/busybox", "/sbin/kexec"), (), init),
         crash.bzimage,
-        initramfs.base(userland.only("/bin/busybox", "/usr/sbin/dropbear", *filters), crash.modules, init),
+        second,
         initramfs.run_segment(keys.authorized_keys, keys.dropbear_host_key),
         *added,
     )
+    for _ in range(plan.scenario.hops):
+        blob += initramfs.hop(kernel.bzimage, blob)
+    return blob
 
 
 def _identity(kernel: Kernel, files: KernelFiles) -> KernelIdentity:

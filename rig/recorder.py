@@ -1,4 +1,6 @@
-"""Captures of a held VM's memory, kept small: `panic` whole, every later checkpoint as what differs from it.
+"""Captures of a held VM's memory, kept small: the first one whole, every later one as what differs from it.
+
+The first is `panic`, in a plain kexec `machine-kexec`.
 
 RAM is QEMU's own memory file, shared with the rig; while the VM is held, reading that file is reading the machine.
 What isn't RAM but may change, the VGA text window, is fetched over QMP. At every checkpoint the pgd's page is fetched
@@ -8,7 +10,7 @@ over QMP as well and must equal the file's: a capture that looks at the wrong me
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +34,7 @@ class Recorder:
         self._size = size
         self._ranges = [FileRange(*r) for r in ram]
         self._read_physical = read_physical
-        self._base = os.memfd_create("rig-panic")
+        self._base = os.memfd_create("rig-base")
         self._vga: dict[int, bytes] = {}
         self._deltas: dict[str, dict[int, bytes]] = {}
         self._hashes: NDArray[np.uint64] | None = None
@@ -51,16 +53,18 @@ class Recorder:
 
     @property
     def at_panic(self) -> FileMemory:
+        """RAM as it was at the first capture."""
         return FileMemory(self._base, self._ranges)
 
     def at(self, checkpoint: str) -> Memory:
         """RAM as it was at a checkpoint (or DIED) that was captured, in full (but for what `leave_out` left out)."""
         return PagesMemory(self._deltas.get(checkpoint, {}), fallback=self.at_panic)
 
-    def capture(self, checkpoint: Checkpoint, leave_out: Range | None = None) -> None:
+    def capture(self, checkpoint: Checkpoint, leave_out: Container[int] | Range = ()) -> None:
         """Take memory as it is. The first capture is the one that all others are compared with.
 
-        leave_out: physical addresses of which nothing is kept (the crash region, once the crash kernel runs in it).
+        leave_out: physical addresses of pages of which nothing is kept (the crash region, once the crash kernel runs
+        in it).
         """
         window = self._read_physical(VGA_TEXT[0], VGA_TEXT[1] - VGA_TEXT[0])
         vga = {(VGA_TEXT[0] + at) // PAGE_SIZE: window[at : at + PAGE_SIZE] for at in range(0, len(window), PAGE_SIZE)}
@@ -73,19 +77,29 @@ class Recorder:
 
     def capture_death(self) -> None:
         """Take memory as it is, of a guest that died in the hand-over. `panic` must have been captured."""
-        self._deltas[DIED] = self._differing({}, None)
+        self._deltas[DIED] = self._differing({}, ())
 
-    def _differing(self, vga: Mapping[int, bytes], leave_out: Range | None) -> dict[int, bytes]:
-        """What differs from `panic` now, by pfn."""
+    def _differing(self, vga: Mapping[int, bytes], leave_out: Container[int] | Range) -> dict[int, bytes]:
+        """What differs from the first capture now, by pfn."""
         pages = {pfn: page for pfn, page in vga.items() if page != self._vga[pfn]}
         changed = image.changed_pages(self._base, self._live, self._size)
         for held in self._ranges:
             inside = changed[(changed * PAGE_SIZE >= held.offset) & (changed * PAGE_SIZE < held.offset + held.size)]
             for index in inside.tolist():
                 address = index * PAGE_SIZE - held.offset + held.start
-                if leave_out is None or address not in leave_out:
+                if address not in leave_out:
                     pages[address // PAGE_SIZE] = os.pread(self._live, PAGE_SIZE, index * PAGE_SIZE)
         return pages
+
+    def differing(self, addresses: Iterable[int]) -> dict[int, bytes]:
+        """Of these pages (physical addresses), those that differ from the first capture now, by pfn."""
+        live, base = self.live, self.at_panic
+        pages = ((at // PAGE_SIZE, live.read(at, PAGE_SIZE), base.read(at, PAGE_SIZE)) for at in addresses)
+        return {pfn: now for pfn, now, before in pages if now != before}
+
+    def add(self, checkpoint: Checkpoint, pages: Mapping[int, bytes]) -> None:
+        """Keep these pages (by pfn) with a checkpoint that was captured without them."""
+        self._deltas[checkpoint] |= pages
 
     def cross_check(self, address: int) -> None:
         """The page at a physical address must be the same over QMP and in the RAM file. ProtocolError if not."""
@@ -94,24 +108,25 @@ class Recorder:
             raise ProtocolError(f"QMP's pmemsave and the RAM file disagree about the page at {address:#x}")
 
     def changed_pages(self, checkpoint: Checkpoint) -> list[int]:
-        """Pfns of the pages that differ from `panic`."""
+        """Pfns of the pages that differ from the first capture."""
         return sorted(self._deltas[checkpoint])
 
     def all_changed_pages(self) -> list[int]:
-        """Pfns of the pages that differ from `panic` at any later checkpoint."""
+        """Pfns of the pages that differ from the first capture at any later checkpoint."""
         return sorted(set().union(*self._deltas.values()))
 
     def hash_pages(self) -> NDArray[np.uint64]:
-        """xxh3_64 of every page at `panic`, in the RAM file's order. Computed once."""
+        """xxh3_64 of every page at the first capture, in the RAM file's order. Computed once."""
         if self._hashes is None:
             self._hashes = image.page_hashes(self._base, self._size)
         return self._hashes
 
     def save(self, writer: EvidenceWriter, wanted: Iterable[int]) -> None:
-        """Write what was captured. wanted: physical addresses whose pages are kept from `panic` in any case."""
+        """Write what was captured. wanted: physical addresses whose pages are kept of the first capture in any case."""
         if not self.captured:
             return
-        writer.write_hashes(self.hash_pages())
+        first = self.captured[0]
+        writer.write_hashes(self.hash_pages(), first)
         memory = self.at_panic
         pfns = {address // PAGE_SIZE for address in wanted}
         for checkpoint, pages in self._deltas.items():
@@ -119,7 +134,7 @@ class Recorder:
             pfns |= set(pages)
         base = dict(self._vga)
         base |= {pfn: memory.read(pfn * PAGE_SIZE, PAGE_SIZE) for pfn in pfns - set(self._vga)}
-        writer.write_pages(Checkpoint.PANIC, base)
+        writer.write_pages(first, base)
 
     def find(self, token: bytes, page: int) -> tuple[int, int] | None:
         """Where `token` is repeated in a page at `panic`: (offset in the page, bytes); None when it is not there."""

@@ -50,8 +50,8 @@ def survey(
     """Walk the crashed task's tables, find the pattern in its memory; hash memory, which takes a while as well.
 
     ended: memory where the hand-over ended, and the crashing CPU's state when that was not the new image's entry.
-    cpus: at `panic`. token: None when another task was to die than the one that holds the pattern. Raises EvidenceError
-    when it is not there.
+    cpus: at the first capture: at `panic`, and at `machine-kexec` for a plain kexec. token: None when nobody's memory
+    holds a pattern, or another task than the one that does was to die. Raises EvidenceError when it is not there.
     """
     assert facts.mode is not None
     assert facts.cr3 is not None
@@ -64,14 +64,14 @@ def survey(
     twin = [] if user_pgd is None else [walk(recorder.at_panic, facts.mode, user_pgd)]
     handover_tables, code_pages = _survey_hand_over(*ended, trace, user_pgd)
     user_tables = tuple(t for t in _table_pages(twin) if t not in set(tables))
-    pattern = _find_pattern(recorder, space, token) if token is not None else None
+    pattern = None if token is None else _find_pattern(recorder, space, token)
     return Survey(
         tables=tables,
         user_pgd=user_pgd,
         user_tables=user_tables,
         other_tables=_table_pages(others),
         handover_tables=handover_tables,
-        slab_pages=_slab_pages(recorder, facts),
+        slab_pages=_slab_pages(recorder, facts) if recorder.captured[0] is Checkpoint.PANIC else (),
         pattern=pattern,
         keep=(
             *tables,

@@ -32,6 +32,9 @@ _EVENT = re.compile(r"^ *\d+: v=([0-9a-f]{2}) e=([0-9a-f]+) i=(\d) .*$", re.MULT
 _RULE = "----------------"  # before what was translated next
 _UNDONE = "Stopped execution of TB chain before"  # the block just logged was left again before it ran
 _REPEATS = re.compile(rb"[\x66\x67\x26\x2e\x36\x3e\x64\x65]*[\xf2\xf3]")  # REP prefixes, others before them
+# Written by the rig where it let the CPU run unrecorded: what it did meanwhile, in words.
+GAP = "rig: not recorded here: "
+_GAP = re.compile(rf"^{GAP}(.*)$", re.MULTILINE)
 CUT = "rig: the recording is cut here: it grew too large"  # written by rig.vm.tracing
 MAX_CODE = 15  # bytes of an instruction (SDM vol. 2, 2.3.11)
 
@@ -75,16 +78,27 @@ class Event:
 
 
 @dataclass(frozen=True)
+class Gap:
+    """Instructions that were not recorded: those of the copying of an image. before: the number of the step that
+    follows. Interrupts and exceptions are recorded all the same."""
+
+    before: int
+    what: str
+
+
+@dataclass(frozen=True)
 class Trace:
     """What one CPU executed, in order: from `panic` on, or from the first instruction of machine_kexec.
 
-    others: instructions that other CPUs executed meanwhile.
+    others: instructions that other CPUs executed meanwhile. What changes in a gap counts as the doing of the step
+    before it.
     """
 
     cpu: int
     steps: tuple[Step, ...]
     events: tuple[Event, ...]
     others: int
+    gaps: tuple[Gap, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -109,6 +123,7 @@ def parse(text: str, cpu: int, start: int | None = None) -> Trace:
         raise EvidenceError("the recording of the hand-over is cut: the guest executed far more than a hand-over takes")
     steps: list[Step] = []
     events: list[Event] = []
+    gaps: list[Gap] = []
     others = 0
     begun = start is None
     code: dict[int, bytes] = {}
@@ -122,10 +137,16 @@ def parse(text: str, cpu: int, start: int | None = None) -> Trace:
             if _UNDONE not in body:
                 _add(steps, int(address, 16), body, code, cpu)
             events += _events(len(steps), body, cpu)
+        gaps += [Gap(len(steps), what) for what in _GAP.findall(body)]
         _learn_code(body, code)
     if not steps:
         raise EvidenceError(f"the hand-over trace has no instruction of CPU {cpu}")
-    return Trace(cpu, tuple(steps), tuple(events), others)
+    return Trace(cpu, tuple(steps), tuple(events), others, tuple(gaps))
+
+
+def gap(what: str) -> str:
+    """The line that stands in a recording for what was not recorded."""
+    return f"{_RULE}\n{GAP}{what}\n"
 
 
 def is_cut(text: str) -> bool:

@@ -1,4 +1,4 @@
-"""What makes the kernel panic. One entry a trigger; a scenario names it.
+"""What makes the kernel panic, or asks it for a plain kexec. One entry a trigger; a scenario names it.
 
 A trigger is a line for the guest's shell. It runs in a shell process of its own whose memory holds the pattern, and
 that process itself must die of it, so that the pgd in CR3 is its own. Where another task dies of it, or none,
@@ -68,6 +68,7 @@ class Trigger:
     module: str = ""
     cpus: int = 1
     own_task: bool = True
+    plain: bool = False  # asks for a plain kexec instead of making the kernel panic
 
 
 MODULE = "crash"  # in kernels/triggers
@@ -220,6 +221,12 @@ TRIGGERS: Mapping[str, Trigger] = {
     "softirq": _module("panic() in a softirq, of a tasklet", "softirq"),
     "timer": _module("panic() in the softirq of a timer, while user code runs", "timer", then=SPIN),
     "thread": _module("panic() in a kernel thread, on page tables that it has borrowed", "thread", own_task=False),
+    "kexec-e": Trigger("kexec -e: the kernel is asked to enter the image that was loaded", "kexec -e", plain=True),
+    "kexec-f": Trigger(
+        "kexec -f: loads the image and enters it, in one command",
+        'kexec -f -c /rig/crash-kernel --initrd=/rig/crash-initrd --command-line="$(cat /tmp/rig-cmdline)"',
+        plain=True,
+    ),
 }
 
 # 128 x 64 bytes: two pages' worth, so that at least one page is full of it wherever the heap puts it.

@@ -17,8 +17,9 @@ from rig.model import Arch, Kernel, LoadKind, PagingMode, Verdict
 ROOT = Path(__file__).resolve().parent.parent
 KNOWN = Registries(
     checks={name: tuple(itertools.product(each.dumps, each.kinds)) for name, each in REGISTRY.items()},
-    triggers=("sysrq-c", "thread"),
-    loads={"kexec_load": LoadKind.CRASH, "none": LoadKind.NONE},
+    triggers=("sysrq-c", "thread", "kexec-e"),
+    plain_triggers=("kexec-e",),
+    loads={"kexec_load": LoadKind.CRASH, "plain": LoadKind.PLAIN, "none": LoadKind.NONE},
     injections=("flip-pgd-bit",),
     own_task=("user-space-survives",),
     strangers=("thread",),
@@ -109,7 +110,7 @@ def test_the_rigs_own_catalogue() -> None:
             "exactly one of package, source and image",
             "",
         ),
-        ("scenarios/crash", "sysrq-c", "sysrq-d", "trigger: unknown name 'sysrq-d'", "valid: sysrq-c"),
+        ("scenarios/crash", "sysrq-c", "sysrq-d", "trigger: unknown name 'sysrq-d'", "valid: kexec-e, sysrq-c"),
         ("scenarios/crash", '"pgd-survives"', '"pgd-survive"', "did you mean 'pgd-survives'?", "valid: address-"),
         ("scenarios/crash", '["pgd-survives"]', "[]", "checks: the list is empty", ""),
         ("scenarios/crash", '["pgd-survives"]', '["pgd-survives", 1]', "checks: Expected `str`, got `int`", ""),
@@ -195,8 +196,8 @@ def test_without_checks_a_scenario_has_all_that_its_dump_allows(
     every = SCENARIO.replace('checks = ["pgd-survives"]', f'dump = "{dump}"')
     write("scenarios/every.toml", every + 'expect = "fail"\nexpect_failed = ["memory-accounted"]\n')
     found = catalog.read([tmp_path], KNOWN).scenarios["every"].checks
-    other = {"plain-panic"} if faithful else {"plain-panic", "vmcore-faithful"}
-    assert set(found) == set(KNOWN.checks) - other
+    crash = {name for name, ways in KNOWN.checks.items() if any(kind is LoadKind.CRASH for _, kind in ways)}
+    assert set(found) == {name for name in crash if faithful or name != "vmcore-faithful"}
 
 
 def test_without_a_crash_kernel_only_the_plain_panic_is_judged(write: Write, tmp_path: Path) -> None:
@@ -213,6 +214,19 @@ def test_a_task_that_does_not_die_is_not_judged(write: Write, tmp_path: Path) ->
     write("scenarios/thread.toml", named)
     with pytest.raises(CatalogueError, match="user-space-survives can't be judged with thread"):
         catalog.read([tmp_path], KNOWN)
+
+
+@pytest.mark.parametrize(
+    ("load", "trigger", "valid"), [("plain", "sysrq-c", "kexec-e"), ("none", "kexec-e", "sysrq-c, thread")]
+)
+def test_a_trigger_enters_the_kind_of_image_that_is_loaded(
+    write: Write, tmp_path: Path, load: str, trigger: str, valid: str
+) -> None:
+    other = SCENARIO.replace("sysrq-c", trigger).replace('checks = ["pgd-survives"]', f'load = "{load}"')
+    path = write("scenarios/other.toml", other)
+    with pytest.raises(CatalogueError, match=f"{path}: trigger: '{trigger}'") as caught:
+        catalog.read([tmp_path], KNOWN)
+    assert caught.value.hint == f"valid: {valid}"
 
 
 def test_a_users_catalogue_adds_to_the_first(write: Write, tmp_path: Path) -> None:

@@ -58,6 +58,7 @@ def scene() -> Scene:
         memory=PagesMemory(EVERYTHING),
         iomem=(*RAM, Range(0x2000000, 0x2FFFFFF, "Crash kernel", depth=1)),
         crash_region=Range(0x2000000, 0x2FFFFFF, "Crash kernel"),
+        moved=frozenset(),
         kimage=Kimage(0xFFFF888000000000, START, "forged"),
         chance=random.Random(1),
     )
@@ -182,3 +183,43 @@ def test_stale_registers_are_one_bit_more(name: str, register: str, value: int) 
     [change] = INJECTIONS[name].choose(scene()).registers
     assert (change.register, change.after) == (register, value)
     assert scene().cpu.register(register) == change.before
+
+
+# ---------------------------------------------------------------- plain kexec: no crash region
+
+
+def plain(segments: tuple[tuple[int, int], ...] = ()) -> Scene:
+    forged = scene()
+    return replace(forged, crash_region=None, kimage=replace(forged.kimage, segments=segments))
+
+
+def test_the_tables_of_a_plain_image_are_found_anywhere_in_ram() -> None:
+    """Not those that other CPUs are started with: these map many pages of the kernel's twice."""
+    start_cpu, kernel_pt = 0x200000, 0x201000
+    many = table({0: KERNEL | 0x63, 1: KERNEL + PAGE_SIZE | 0x63})
+    pages = EVERYTHING | {
+        start_cpu // PAGE_SIZE: table({0: PDPT | 0x63, 511: 0x202063}),
+        0x202: table({510: 0x203063}),
+        0x203: table({8: kernel_pt | 0x63}),
+        kernel_pt // PAGE_SIZE: many,
+    }
+    forged = replace(plain(), memory=PagesMemory(pages))
+    assert INJECTIONS["unmapped-control-page"].choose(forged).memory == (Damage(TEXT_PT, 8, CONTROL | 0x63, 0),)
+
+
+def test_identity_hole_of_a_plain_image_is_where_nothing_of_it_is_or_goes() -> None:
+    forged = replace(plain(), moved=frozenset([0x3FFF000, 0x3C00000]))
+    memory = after(INJECTIONS["identity-hole"].choose(forged))
+    with pytest.raises(NotMapped):
+        mapped(memory, 0x3A00000)
+
+
+def test_a_torn_image_is_purgatorys_last_byte_unless_that_is_in_use() -> None:
+    forged = plain(segments=((0x100000, 0x2000), (START & ~0xFFF, 0x2000)))
+    last = (START & ~0xFFF) + 0x1FFF
+    assert INJECTIONS["torn-image"].choose(forged).memory == (Damage(last, 1, 0, 0xFF),)
+    used = EVERYTHING | {last // PAGE_SIZE: b"\x01" * PAGE_SIZE}
+    with pytest.raises(EvidenceError, match="may be in use"):
+        INJECTIONS["torn-image"].choose(replace(forged, memory=PagesMemory(used)))
+    with pytest.raises(EvidenceError, match="not known"):
+        INJECTIONS["torn-image"].choose(plain())

@@ -178,3 +178,13 @@ def test_cells_by_pattern(patterns: list[str], expected: list[str]) -> None:
 def test_a_pattern_that_nothing_matches() -> None:
     with pytest.raises(RequestError, match="nothing of the matrix matches 'nigt'; did you mean 'night'"):
         matrix(NIGHTLY, ["night", "nigt"])
+
+
+def test_the_second_kernel_may_be_of_another_guest() -> None:
+    into = replace(KDUMP, name="into", into="x86_64")
+    catalogue = replace(CATALOGUE, scenarios={"into": into})
+    [one] = plan(catalogue, ["into"])
+    assert (one.into, one.crash_kernel, one.skip) == (BIG, STOCK, "")
+    narrow = replace(STOCK, flavours=("686-pae",))
+    [one] = plan(replace(catalogue, kernels={"stock": narrow}), ["into"])
+    assert one.skip == "stock has no flavour amd64; it has 686-pae"

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from rig.errors import EvidenceError
-from rig.trace import CUT, addresses, changes, code_of, parse
+from rig.trace import CUT, Gap, addresses, changes, code_of, gap, parse
 from tests.forged_trace import CONTROL, END, KERNEL, NEW, OLD, Did, at, block, dump, event, trace_line, way
 
 REP_MOVSL = bytes.fromhex("f3a5")
@@ -45,6 +45,15 @@ def test_a_string_instruction_is_one_step_and_a_loop_is_not() -> None:
     string, loop = Did(at(KERNEL), REP_MOVSL), Did(at(KERNEL + 2), b"\xeb\xfe")
     trace = parse(block(string) * 256 + block(loop) * 3, 0)
     assert [(step.pc, step.repeats) for step in trace.steps] == [(KERNEL, 256), *[(KERNEL + 2, 1)] * 3]
+
+
+def test_a_gap_lies_between_two_steps_and_an_interrupt_in_it_counts() -> None:
+    string, later = Did(at(KERNEL), REP_MOVSL), Did(at(KERNEL + 2), b"\x90")
+    text = block(string) + gap("the copying of 7 pages") + event(0x22, at(KERNEL)) + block(later)
+    trace = parse(text, 0)
+    assert [step.pc for step in trace.steps] == [KERNEL, KERNEL + 2]
+    assert trace.gaps == (Gap(1, "the copying of 7 pages"),)
+    assert [(e.before, e.vector) for e in trace.events] == [(1, 0x22)]
 
 
 def test_a_block_that_was_left_before_it_ran_is_no_step_but_its_interrupt_counts() -> None:

@@ -15,7 +15,9 @@ from rig.errors import EvidenceError
 from rig.evidence import Evidence
 from rig.model import CheckResult, Dump, LoadKind, Verdict
 
-_FAMILIES = ("pgd", "space", "ledger", "crash", "vmcore", "handover", "entry", "placement", "identity")
+_FAMILIES = ("pgd", "space", "ledger", "crash", "vmcore", "handover", "entry", "placement", "identity", "image")
+
+IMAGES = (LoadKind.CRASH, LoadKind.PLAIN)  # kinds of what judges the way to any new image
 
 
 @dataclass(frozen=True)

@@ -1,20 +1,25 @@
-"""The crash kernel itself."""
+"""The kernel that kexec started."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from rig.checks import check
+from rig.checks import IMAGES, check
 from rig.errors import EvidenceError
 from rig.evidence import Evidence
 from rig.model import CheckResult, LoadKind, Verdict
 
 
-@check("crash-kernel-boots", "the crash kernel reached user space, and /proc/vmcore is there")
+@check(
+    "crash-kernel-boots",
+    "the new kernel reached user space; a crash kernel has /proc/vmcore there",
+    kinds=IMAGES,
+)
 def crash_kernel_boots(evidence: Evidence) -> CheckResult:
-    """By the crash kernel's own word from its user space: its release, its command line, whether /proc/vmcore exists.
+    """By the new kernel's own word from its user space: its release, its command line, whether /proc/vmcore exists.
 
-    The command line must have in it what the image that was loaded last was given: else another image ran.
+    The command line must have in it what the image that was loaded last was given: else another image ran. A plain
+    kexec is not asked for /proc/vmcore.
 
     A guest that resets or triple-faults on the way has failed. One that hangs can't be judged: too slow and stuck look
     the same.
@@ -26,7 +31,7 @@ def crash_kernel_boots(evidence: Evidence) -> CheckResult:
         if facts.died and facts.broke_off is not None:
             summary = f"the guest died in phase {facts.broke_off.phase}: {facts.broke_off.message}"
             return CheckResult(name, Verdict.FAIL, summary, figures)
-        raise EvidenceError("the crash kernel's user space was never heard of")
+        raise EvidenceError("the new kernel's user space was never heard of")
     if facts.crash_release != facts.crash_kernel.release:
         summary = f"{facts.crash_release} came up, but {facts.crash_kernel.release} was loaded"
         return CheckResult(name, Verdict.FAIL, summary, figures)
@@ -37,10 +42,11 @@ def crash_kernel_boots(evidence: Evidence) -> CheckResult:
             f"another image ran: its command line is {facts.crash_proc_cmdline!r}, without {facts.crash_cmdline!r}"
         )
         return CheckResult(name, Verdict.FAIL, summary, figures)
-    if not facts.vmcore_present:
+    if not facts.plain and not facts.vmcore_present:
         summary = f"{facts.crash_release} reached user space, but there is no /proc/vmcore (CONFIG_PROC_VMCORE?)"
         return CheckResult(name, Verdict.FAIL, summary, figures)
-    summary = f"{facts.crash_release} reached user space with /proc/vmcore {facts.crash_seconds:.1f} s after hand-over"
+    there = "" if facts.plain else " with /proc/vmcore"
+    summary = f"{facts.crash_release} reached user space{there} {facts.crash_seconds:.1f} s after hand-over"
     return CheckResult(name, Verdict.PASS, summary, figures)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rig.checks import check
+from rig.checks import IMAGES, check
 from rig.control import Way, way_of
 from rig.errors import EvidenceError
 from rig.evidence import Evidence
@@ -37,7 +37,9 @@ class Need:
     destination: bool
 
 
-@check(NAME, "the map used for copying covers all RAM and every destination, at the addresses that they have")
+@check(
+    NAME, "the map used for copying covers all RAM and every destination, at the addresses that they have", kinds=IMAGES
+)
 def identity_map_complete(evidence: Evidence) -> CheckResult:
     """The tables that are live while the image is copied, else those that it is entered with.
 
@@ -66,7 +68,7 @@ def identity_map_complete(evidence: Evidence) -> CheckResult:
 
 def _needs(facts: Facts) -> list[Need]:
     """What must be covered. EvidenceError when the guest's memory map or the image's place is not known."""
-    if facts.crash_region is None or facts.kimage is None:
+    if facts.kimage is None or not (facts.kimage.segments if facts.plain else facts.crash_region):
         raise EvidenceError("where the image goes is not known: no crash region, or machine_kexec was not reached")
     found = []
     for r in facts.iomem:
@@ -79,7 +81,8 @@ def _needs(facts: Facts) -> list[Need]:
         found.append(Need(*_pages(start, start + size), name, False))
     if not any(n.name == RAM for n in found):
         raise EvidenceError(f"the guest's /proc/iomem has no {RAM}")
-    found.append(Need(facts.crash_region.start, facts.crash_region.last + 1, "crash region", True))
+    if facts.crash_region is not None:
+        found.append(Need(facts.crash_region.start, facts.crash_region.last + 1, "crash region", True))
     segments = enumerate(facts.kimage.segments)
     found += [Need(mem, mem + size, f"segment {number} of the image", True) for number, (mem, size) in segments]
     return [n for n in found if n.start < n.end]

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import asdict, dataclass
 from itertools import takewhile
 from typing import Any
 
 from rig import operands
-from rig.checks import check
+from rig.checks import IMAGES, check
 from rig.control import Layout, Way, lay_out, way_of
 from rig.errors import EvidenceError
 from rig.evidence import Evidence
 from rig.facts import Facts
 from rig.handover import Live, touches
 from rig.kernel import symbols
+from rig.memory import paging
+from rig.memory.identity import subtract
 from rig.memory.levels import MODES
 from rig.memory.paging import NotMapped
 from rig.memory.physical import OutsideMemory
@@ -32,7 +34,9 @@ CONTROL_LIMIT = {PagingMode.FOUR_LEVEL: 1 << 46, PagingMode.FIVE_LEVEL: 1 << 52}
 # ---------------------------------------------------------------- control-code-fits
 
 
-@check("control-code-fits", "the control code is within its page budget, and its stack stayed clear of it")
+@check(
+    "control-code-fits", "the control code is within its page budget, and its stack stayed clear of it", kinds=IMAGES
+)
 def control_code_fits(evidence: Evidence) -> CheckResult:
     """The end of the control code against what begins behind it on the control page.
 
@@ -81,7 +85,7 @@ def _image_size(evidence: Evidence) -> int | None:
 
 
 def _equal_bytes(evidence: Evidence, layout: Layout) -> int | None:
-    """How many bytes from its start on the control page has in common with the kernel's own text at `panic`.
+    """How many bytes from its start on the control page has in common with the kernel's own text at the first capture.
 
     None when the evidence doesn't say where that is, or doesn't hold it.
     """
@@ -92,7 +96,7 @@ def _equal_bytes(evidence: Evidence, layout: Layout) -> int | None:
     if start is None or code is None or facts.text is None:
         return None
     try:
-        own = evidence.memory(Checkpoint.PANIC).read(start - facts.text + code.start, PAGE_SIZE)
+        own = evidence.memory(evidence.base).read(start - facts.text + code.start, PAGE_SIZE)
         page = evidence.memory(Checkpoint.HANDOVER).read(layout.page, PAGE_SIZE)
     except OutsideMemory:
         return None
@@ -110,18 +114,21 @@ class Page:
     use: str
     where: str
     ok: bool
+    copied_over: bool = False  # a page of a plain kexec's image goes there
 
 
-@check("control-pages-placed", "every page used on the way lies where no device writes, within the limit")
+@check("control-pages-placed", "every page used on the way lies where no device writes, within the limit", kinds=IMAGES)
 def control_pages_placed(evidence: Evidence) -> CheckResult:
     """Pages used after the first change of the tables: code, stack, data, and the tables themselves.
 
     Code, data and the tables that are live during the copy must be control memory: for kdump the crash region, which
-    is reserved from boot on; for plain kexec RAM within KEXEC_CONTROL_MEMORY_LIMIT (kimage_alloc_control_pages(),
-    kernel/kexec_core.c). Tables for the transition alone the kernel takes from its page allocator
-    (machine_kexec_alloc_page_tables() in machine_kexec_32.c, init_transition_pgtable() in machine_kexec_64.c): they may
-    be any RAM as long as struct kimage itself points to them and nobody else is known to own them. Where they lie is in
-    the figures.
+    is reserved from boot on; for plain kexec RAM within KEXEC_CONTROL_MEMORY_LIMIT where no page of the image goes
+    (kimage_alloc_control_pages(), kernel/kexec_core.c); the list of pages to copy is read there and counts as data.
+    Tables for the transition alone the kernel takes from its page allocator (machine_kexec_alloc_page_tables() in
+    machine_kexec_32.c, init_transition_pgtable() in machine_kexec_64.c): they may be any RAM as long as struct kimage
+    itself points to them and nobody else is known to own them. Where they lie is in the figures. The kernel doesn't
+    keep them away from where a plain kexec's image goes: one that is copied over must have done its service, that is no
+    instruction from the first copied word on may be found through it.
 
     The image's pgd is a single page: with PTI on, kernels before d0ceea662d45 (6.13) write what lies after it as if it
     were its user twin.
@@ -131,7 +138,9 @@ def control_pages_placed(evidence: Evidence) -> CheckResult:
     name = "control-pages-placed"
     way = way_of(evidence)
     memory, limits = _control_memory(evidence.facts)
-    pages = [_place(evidence, page, use, memory) for page, use in _used(evidence, way).items()]
+    used = _used(evidence, way)
+    busy = _tables_while_copying(way)
+    pages = [_place(evidence, page, use, memory, busy) for page, use in used.items()]
     mappings = _mappings(way)
     twins = _stray_twins(evidence)
     figures = {
@@ -150,11 +159,13 @@ def control_pages_placed(evidence: Evidence) -> CheckResult:
     if outside:
         told = ", ".join(f"{p.address:#x}" for p in outside)
         summary += f"; the others are struct kimage's own tables for the transition, in ordinary RAM: {told}"
+    if gone := [p.address for p in pages if p.copied_over]:
+        summary += f"; the image is copied over {', '.join(map(hex, gone))}, after their last use"
     return CheckResult(name, Verdict.PASS, summary, figures)
 
 
 def _stray_twins(evidence: Evidence) -> list[StrayTwin]:
-    """Pages that PTI took for the user twins of pgds that the hand-over loads, as they were at `panic`.
+    """Pages that PTI took for the user twins of pgds that the hand-over loads, as they were at the first capture.
 
     Later, control code may hide them: up to 6.13 it is copied over such a page. The crashed task's own pgd has a twin.
     """
@@ -164,20 +175,24 @@ def _stray_twins(evidence: Evidence) -> list[StrayTwin]:
     own = {(facts.cr3 or 0) & ~(PAGE_SIZE - 1), *facts.tables, *facts.other_tables}
     loaded = {s.state.cr3 & ~(PAGE_SIZE - 1): None for s in evidence.trace.steps if s.state.paging is not None}
     try:
-        return stray_twins(evidence.memory(Checkpoint.PANIC), [root for root in loaded if root not in own])
+        return stray_twins(evidence.memory(evidence.base), [root for root in loaded if root not in own])
     except OutsideMemory as problem:
-        raise EvidenceError(f"a pgd or the page after it was not kept at {Checkpoint.PANIC}: {problem}") from problem
+        raise EvidenceError(f"a pgd or the page after it was not kept at {evidence.base}: {problem}") from problem
 
 
 def _control_memory(facts: Facts) -> tuple[tuple[Range, ...], str]:
     """Where control pages must lie, and in words."""
     if facts.kimage is None or facts.mode is None:
         raise EvidenceError("the image was never seen: machine_kexec was not reached")
-    if facts.crash_region is not None and facts.kimage.start in facts.crash_region:
+    if not facts.plain:
+        if facts.crash_region is None:
+            raise EvidenceError("the crash region is not known")
         return (facts.crash_region,), "inside the crash region"
     limit = CONTROL_LIMIT.get(facts.mode) or _page_offset(facts)
-    ram = (r for r in facts.iomem if r.name == "System RAM" and r.start < limit)
-    return tuple(Range(r.start, min(r.last, limit - 1), r.name) for r in ram), f"in RAM below {limit:#x}"
+    ram = [(r.start, min(r.last + 1, limit)) for r in facts.iomem if r.name == "System RAM" and r.start < limit]
+    taken = sorted((mem, mem + size) for mem, size in facts.kimage.segments)
+    words = f"in RAM below {limit:#x}, outside what the image is copied to"
+    return tuple(Range(start, end - 1, "System RAM") for start, end in subtract(ram, taken)), words
 
 
 def _page_offset(facts: Facts) -> int:
@@ -219,7 +234,24 @@ def _copying_tables(way: Way) -> list[int]:
     return found
 
 
-def _place(evidence: Evidence, address: int, use: str, memory: Iterable[Range]) -> Page:
+def _tables_while_copying(way: Way) -> set[int]:
+    """Physical addresses of the tables through which instructions are found from the first one that copies on."""
+    fetches = {
+        (Live.of(step.state), virtual & ~(PAGE_SIZE - 1))
+        for step in way.switched
+        for virtual in (step.pc, step.pc + len(step.code) - 1)
+        if step.number >= way.copying[0].number
+    }
+    found: set[int] = set()
+    for tables, virtual in fetches:
+        if tables.mode is not None:
+            path = paging.translate(way.memory, tables.mode, tables.root, virtual).path
+            found |= {address & ~(PAGE_SIZE - 1) for _, address, _ in path}
+    return found
+
+
+def _place(evidence: Evidence, address: int, use: str, memory: Iterable[Range], busy: Container[int]) -> Page:
+    """busy: tables that are in use while the image is copied."""
     facts = evidence.facts
     assert facts.kimage is not None
     # what the kernel's image has given back is RAM like any other
@@ -227,10 +259,12 @@ def _place(evidence: Evidence, address: int, use: str, memory: Iterable[Range]) 
     holders = sorted((r for r in facts.iomem if address in r and not (freed and r.depth)), key=lambda r: r.depth)
     where = holders[-1].name if holders else "not in /proc/iomem"
     ok = any(address in r for r in memory)
+    over = facts.plain and any(mem <= address < mem + size for mem, size in facts.kimage.segments)
     if use == TRANSITION and not ok:
         others = {*facts.tables, *facts.other_tables, *facts.slab_pages}
         ok = where == "System RAM" and address in facts.kimage.pages and address not in others
-    return Page(address, use, where, ok)
+        ok = ok and not (over and address in busy)
+    return Page(address, use, where, ok, over)
 
 
 def _mappings(way: Way) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from rig.errors import GuestCommandFailed, GuestError, NotOffered, UnsuitableKer
 from rig.facts import PerCpu
 from rig.guest.cache import Cache
 from rig.kernel import efi, symbols
-from rig.loads import LOADS, Load
+from rig.loads import LOADS, NOTHING, Load
 from rig.model import LoadKind, Range, Scenario
 from rig.triggers import MODULE, Setting, Trigger
 from rig.vm.deadline import Deadline
@@ -84,6 +84,7 @@ def script(load: Load, cmdline: str) -> str:
     """
     needed = " ".join(path for path, _ in _NEEDED)
     return f"""
+echo '{cmdline}' >/tmp/rig-cmdline
 load() {{
   kexec {FLAGS[load.kind]} "$@" /rig/crash-kernel --initrd=/rig/crash-initrd \\
     --command-line='{cmdline}'"${{word:+ $word}}"
@@ -100,9 +101,21 @@ echo @efi; {efi.COMMAND}
 echo @log; dmesg | grep -i -e percpu: -e crashkernel
 wait $!; status=$?; echo @status; echo $status
 echo @kexec; cat /tmp/kexec.log
-echo @loaded; cat /sys/kernel/kexec_crash_loaded
+echo @loaded; cat {_loaded(load)}
 true
 """
+
+
+def hop(shell: Shell, cmdline: str, deadline: Deadline) -> None:
+    """Enter the first kernel again, with its own command line, by a plain kexec. Does not wait for it to come up."""
+    image = f"/rig/hop-kernel --initrd=/rig/hop-initrd --command-line='{cmdline}'"
+    shell.run(f"kexec -l -c {image}", deadline)
+    shell.send("kexec -e")
+
+
+def _loaded(load: Load) -> str:
+    """The file that says whether an image of that kind is loaded: 0 or 1."""
+    return "/sys/kernel/kexec_loaded" if load.kind is LoadKind.PLAIN else "/sys/kernel/kexec_crash_loaded"
 
 
 def arm(shell: Shell, load: Load, cmdline: str, deadline: Deadline) -> Self:
@@ -117,7 +130,7 @@ def arm(shell: Shell, load: Load, cmdline: str, deadline: Deadline) -> Self:
         if path in missing:
             raise UnsuitableKernel(f"the kernel has no {path}", hint=f"build it with {option}=y")
     iomem = parse_iomem(told["iomem"])
-    region = None if load.kind is LoadKind.NONE else _crash_region(iomem, told["log"])
+    region = _crash_region(iomem, told["log"]) if load.kind is LoadKind.CRASH else None
     found = symbols.parse_kallsyms(told["kallsyms"])
     if symbols.MACHINE_KEXEC not in found or not any(name in found for name in symbols.PANIC_SYMBOLS):
         raise UnsuitableKernel(
@@ -126,13 +139,10 @@ def arm(shell: Shell, load: Load, cmdline: str, deadline: Deadline) -> Self:
         )
     if status := int(told["status"]):
         raise _explain(GuestCommandFailed(load.command, status, told["kexec"]), load, region)
-    wanted = "0" if load.kind is LoadKind.NONE else "1"
+    wanted = "0" if load.command == NOTHING else "1"
     if told["loaded"].strip() != wanted:
         raise GuestCommandFailed(
-            load.command,
-            0,
-            f"kexec was content, but /sys/kernel/kexec_crash_loaded is not {wanted}",
-            hint="see console.log",
+            load.command, 0, f"kexec was content, but {_loaded(load)} is not {wanted}", hint="see console.log"
         )
     rows = sorted((int(n), int(a, 16), int(s)) for n, a, s in (row.split() for row in told["notes"].splitlines()))
     return Self(

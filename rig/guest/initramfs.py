@@ -125,6 +125,11 @@ def first(
     return base_segment + cpio(entries)
 
 
+def hop(bzimage: Path, initramfs: bytes) -> bytes:
+    """A segment with the kernel that the first one enters itself by, /rig/hop-kernel, and /rig/hop-initrd for it."""
+    return cpio([Entry("/rig/hop-kernel", 0o644, bzimage.read_bytes()), Entry("/rig/hop-initrd", 0o644, initramfs)])
+
+
 def _member(inode: int, entry: Entry) -> bytes:
     name, mode = entry.path.lstrip("/"), entry.mode
     match entry.content:

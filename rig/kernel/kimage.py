@@ -13,19 +13,23 @@ the crash region, and `destination` and struct page pointers don't. Further on t
     unsigned long nr_segments;
     struct { void *buf; size_t bufsz; unsigned long mem; size_t memsz; } segment[KEXEC_SEGMENT_MAX];
 
-It is found by plausibility, too.
+It is found by plausibility, too. For a plain kexec there is no crash region to go by: there the list of segments must
+be in RAM, and the entry in one of them.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
+import numpy as np
+
 from rig.errors import EvidenceError
 from rig.facts import Kimage
-from rig.kernel import symbols
+from rig.kernel import pagelist, symbols
+from rig.kernel.pagelist import PageList
 from rig.memory import paging
 from rig.memory.physical import Memory
 from rig.model import PAGE_SIZE, Arch, CpuState, PagingMode, Range
@@ -47,23 +51,46 @@ def argument(arch: Arch, cpu: CpuState) -> int:
 
 def read(memory: Memory, mode: PagingMode, cpu: CpuState, arch: Arch, crash_region: Range) -> Kimage:
     """The struct that machine_kexec was given; cpu: at its first instruction. EvidenceError when it makes no sense."""
+    address, blob = _struct(memory, mode, cpu, arch)
+    image = parse(blob, arch, address, crash_region)
+    pages = _pages(memory, mode, cpu, page_pointers(blob, arch))
+    return replace(image, pages=pages, segments=segments(blob, arch, crash_region))
+
+
+def read_plain(
+    memory: Memory, mode: PagingMode, cpu: CpuState, arch: Arch, ram: Sequence[Range]
+) -> tuple[Kimage, PageList]:
+    """The same of a plain kexec, and what is copied where. ram: what an image may be copied to."""
+    address, blob = _struct(memory, mode, cpu, arch)
+    image = parse_plain(blob, arch, address, ram)
+    copied = pagelist.read(memory, int.from_bytes(blob[: arch.word], "little"), arch.word)
+    inside = np.zeros(len(copied.destinations), np.bool_)
+    for mem, size in image.segments:
+        inside |= (copied.destinations >= mem) & (copied.destinations < mem + size)
+    if not inside.all():
+        stray = int(copied.destinations[~inside][0])
+        raise EvidenceError(f"struct kimage contradicts itself: {stray:#x} is copied to, but lies in no segment")
+    pages = _pages(memory, mode, cpu, page_pointers(blob, arch))
+    return replace(image, pages=pages, lists=copied.lists), copied
+
+
+def _struct(memory: Memory, mode: PagingMode, cpu: CpuState, arch: Arch) -> tuple[int, bytes]:
+    """(virtual address, up to SIZE bytes) of what machine_kexec was given."""
     address = argument(arch, cpu)
-
-    def physical(virtual: int) -> int:
-        return paging.translate(memory, mode, cpu.cr3, virtual).physical
-
     try:
-        where = physical(address)
+        where = paging.translate(memory, mode, cpu.cr3, address).physical
     except paging.NotMapped as problem:
         raise EvidenceError(f"the argument of machine_kexec, {address:#x}, is no pointer: {problem}") from problem
     # never into the next page: that one may lie elsewhere, or nowhere
-    blob = memory.read(where, min(SIZE, PAGE_SIZE - where % PAGE_SIZE))
-    image = parse(blob, arch, address, crash_region)
+    return address, memory.read(where, min(SIZE, PAGE_SIZE - where % PAGE_SIZE))
+
+
+def _pages(memory: Memory, mode: PagingMode, cpu: CpuState, pointers: Iterable[int]) -> tuple[int, ...]:
     pages = []
-    for virtual in page_pointers(blob, arch):
+    for virtual in pointers:
         with contextlib.suppress(paging.NotMapped):
-            pages.append(physical(virtual))
-    return replace(image, pages=tuple(pages), segments=segments(blob, arch, crash_region))
+            pages.append(paging.translate(memory, mode, cpu.cr3, virtual).physical)
+    return tuple(pages)
 
 
 def page_pointers(blob: bytes, arch: Arch) -> list[int]:
@@ -86,14 +113,39 @@ def parse(blob: bytes, arch: Arch, address: int, crash_region: Range) -> Kimage:
     )
 
 
+def parse_plain(blob: bytes, arch: Arch, address: int, ram: Sequence[Range]) -> Kimage:
+    """Entry and segments of a plain kexec's image. EvidenceError when no known layout has its entry in a segment."""
+    words = [int.from_bytes(blob[i : i + arch.word], "little") for i in range(0, len(blob), arch.word)]
+    fitting = [found for found in _segment_lists(words) if _in_ram(found, ram)]
+    if len(fitting) == 1:
+        for index, layout in _LAYOUTS:
+            if any(mem <= words[index] < mem + size for mem, size in fitting[0]):
+                return Kimage(address, words[index], layout, segments=fitting[0])
+    raise EvidenceError(
+        f"struct kimage at {address:#x} makes no sense: {len(fitting)} lists of segments in RAM, and no entry point in "
+        f"one of them (words: {', '.join(f'{w:#x}' for w in words[:WORDS])})"
+    )
+
+
+def _in_ram(found: Iterable[tuple[int, int]], ram: Sequence[Range]) -> bool:
+    """Whether all segments lie in RAM, apart from each other; kexec_file_load doesn't sort them."""
+    apart = all(mem + size <= following for (mem, size), (following, _) in pairwise(sorted(found)))
+    return apart and all(any(mem in r and mem + size - 1 in r for r in ram) for mem, size in found)
+
+
+def _segment_lists(words: Sequence[int]) -> list[tuple[tuple[int, int], ...]]:
+    """Whatever in the struct looks like nr_segments with the segments behind it."""
+    lists = [_segments_at(list(words[i + 1 :]), count) for i, count in enumerate(words) if 1 <= count <= SEGMENT_MAX]
+    return [found for found in lists if found]
+
+
 def segments(blob: bytes, arch: Arch, crash_region: Range) -> tuple[tuple[int, int], ...]:
     """Where the image's segments go: (physical address, bytes), as struct kimage has them.
 
     Empty when none or several places in the struct look like the list: whole pages inside the crash region, ascending.
     """
     words = [int.from_bytes(blob[i : i + arch.word], "little") for i in range(0, len(blob), arch.word)]
-    lists = [_segments_at(words[i + 1 :], count) for i, count in enumerate(words) if 1 <= count <= SEGMENT_MAX]
-    fitting = [found for found in lists if found and _plausible(found, crash_region)]
+    fitting = [found for found in _segment_lists(words) if _plausible(found, crash_region)]
     return fitting[0] if len(fitting) == 1 else ()
 
 

@@ -48,9 +48,11 @@ def make(hand_over: HandOver) -> Listing:
     events: dict[int, list[Event]] = defaultdict(list)
     for event in hand_over.trace.events:
         events[event.before].append(event)
+    gaps = {gap.before: f"{'...':>6} not recorded: {gap.what}" for gap in hand_over.trace.gaps}
     lines = []
     for step in hand_over.trace.steps:
         lines += [_event_line(event) for event in events[step.number]]
+        lines += [gaps[step.number]] if step.number in gaps else []
         lines.append(_line(hand_over, step, by_step.get(step.number, [])))
     lines += [_event_line(event) for event in events[len(hand_over.trace.steps)]]
     ending = _ending(hand_over)

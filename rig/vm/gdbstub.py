@@ -69,6 +69,12 @@ def parse_stop(reply: str) -> tuple[int, int]:
     return int(match[1], 16), int(match[2], 16) - 1
 
 
+def watched_address(reply: str) -> int | None:
+    """Where the watchpoint is that a stop reply tells of; None when it tells of none."""
+    match = re.search(r"^T[0-9a-f]{2}(?:.*;)?[ra]?watch:([0-9a-f]+);", reply)
+    return int(match[1], 16) if match else None
+
+
 class GdbStub:
     """A connection to the gdbstub over a connected socket, which it takes over. For one thread at a time.
 
@@ -82,6 +88,7 @@ class GdbStub:
         self._buffer = b""
         self._detached = False
         self._breakpoints: set[int] = set()
+        self._watchpoints: set[int] = set()
         self._stop: Stop | None = None  # where the VM stands, None while it runs
         self._register_numbers: dict[str, int] = {}  # by GDB's name, once they were asked for
 
@@ -110,6 +117,7 @@ class GdbStub:
         """Remove all breakpoints and let the VM run on. attach() can be called again."""
         self._expect_ok("D")
         self._breakpoints.clear()
+        self._watchpoints.clear()
         self._stop = None
         self._detached = True
 
@@ -126,6 +134,19 @@ class GdbStub:
         self._expect_ok(f"z1,{address:x},1")
         self._breakpoints.discard(address)
 
+    def set_watchpoint(self, address: int, *, write: bool) -> None:
+        """The VM stops after the instruction that writes, or that reads, the byte at a virtual address, on any CPU.
+
+        Of a repeated string instruction after that iteration.
+        """
+        self._expect_ok(f"Z{2 if write else 3},{address:x},1")
+        self._watchpoints.add(address)
+
+    def remove_watchpoint(self, address: int, *, write: bool) -> None:
+        """Raises ProtocolError when there is none at that address."""
+        self._expect_ok(f"z{2 if write else 3},{address:x},1")
+        self._watchpoints.discard(address)
+
     def resume(self) -> None:
         """Let the VM run on, with its breakpoints, also from one of them. Needs attach()."""
         if self._stop and self._stop.pc in self._breakpoints:
@@ -134,7 +155,7 @@ class GdbStub:
         self._stop = None
 
     def wait_stop(self, deadline: Deadline) -> Stop:
-        """Wait until a CPU reaches a breakpoint. Memory is then read as that CPU sees it.
+        """Wait until a CPU reaches a breakpoint or a watchpoint. Memory is then read as that CPU sees it.
 
         Raises GuestDied for any other stop, GuestHung when the deadline passes (the VM is left running).
         """
@@ -145,7 +166,7 @@ class GdbStub:
         if signal != _SIGTRAP:
             raise self._died(f"the guest was stopped by something other than a breakpoint ({reply})")
         stop = self._stand(cpu, signal)
-        if stop.pc not in self._breakpoints:
+        if stop.pc not in self._breakpoints and watched_address(reply) not in self._watchpoints:
             raise self._died(f"CPU {cpu} stopped at {stop.pc:#x}, where no breakpoint is")
         return stop
 

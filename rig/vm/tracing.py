@@ -22,6 +22,7 @@ from rig.vm.logs import Marks
 from rig.vm.qemu import LOG_ALWAYS, Vm
 
 _TRACE = "exec,cpu,in_asm,int,nochain"
+_EVENTS = "int"  # interrupts and exceptions only
 # One instruction for each translation block: named so since QEMU 8.1, before that as the second says.
 _ONE_INSTRUCTION = ("one-insn-per-tb", "singlestep")
 
@@ -29,6 +30,22 @@ _ONE_INSTRUCTION = ("one-insn-per-tb", "singlestep")
 # Bytes of a recording. A crash path takes 10,000 instructions, 12 MB; a guest that loops would fill the disk.
 LIMIT = 256 << 20
 _LOOK = 0.1  # seconds between two looks at its size
+
+
+@contextlib.contextmanager
+def events_logged(vm: Vm, path: Path) -> Iterator[None]:
+    """Have QEMU write the interrupts and exceptions that its CPUs take into `path`, over TCG, but no instruction.
+
+    What runs meanwhile runs fast: it is translated as usual, and again once it is recorded. The VM must be held.
+    """
+    marks = vm.logs.marks()
+    _command(vm, f"log {LOG_ALWAYS},{_EVENTS}")
+    try:
+        yield
+    finally:
+        with contextlib.suppress(GuestError, ProtocolError):
+            _command(vm, f"log {LOG_ALWAYS}")
+        path.write_text(together(vm.logs.take(marks, LIMIT)))
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from rig.checks import run_check
 from rig.model import PAGE_SIZE, CheckResult, PagingMode, Range, Symbol, Verdict
 from tests.checks.forged_handover import (
     CONTROL,
+    ENTRY,
     IDENTITY_PD,
     IDENTITY_PDPT,
     PGD_COPY,
@@ -147,12 +148,42 @@ def test_a_stack_elsewhere_fails(handover: Handover, tmp_path: Path) -> None:
 def test_plain_kexec_has_the_architectures_limit(handover: Handover, tmp_path: Path) -> None:
     """No crash region; x86_64 takes control pages from all RAM, i386 from what is below TASK_SIZE."""
     machine = handover.machine()
-    machine.learn(crash_region=None)
+    assert machine.facts.kimage is not None
+    plan = replace(machine.facts.plan, scenario=replace(machine.facts.plan.scenario, load="plain"))
+    machine.learn(plan=plan, crash_region=None)
     assert judged(PLACED, machine, tmp_path).verdict is Verdict.PASS
     # a 32-bit kernel of the same place: TASK_SIZE = _text - its physical address
     machine.learn(mode=PagingMode.TWO_LEVEL, text=0x200000 + 0x700000)
     result = judged(PLACED, machine, tmp_path)
-    assert (result.verdict, result.figures["must"]) == (Verdict.FAIL, "in RAM below 0x700000")
+    assert (result.verdict, result.figures["must"]) == (
+        Verdict.FAIL,
+        "in RAM below 0x700000, outside what the image is copied to",
+    )
+
+
+@pytest.mark.parametrize(("copies_at", "verdict"), [(CONTROL, Verdict.PASS), (RELOCATE_KERNEL, Verdict.FAIL)])
+def test_a_transition_table_may_be_copied_over_once_it_is_not_needed(
+    handover: Handover, tmp_path: Path, copies_at: int, verdict: Verdict
+) -> None:
+    """The same code copies at its identity address, or still at the kernel's, which those tables lead to."""
+    handover.segments = ((ENTRY, 0x2000), (TRANSITION[0], PAGE_SIZE))
+    handover.more_steps = [(copies_at + 0x30, "a4", {"rsi": ENTRY, "rdi": ENTRY})]  # movsb
+    handover.page = {0x30: "a4"}
+    machine = handover.machine()
+    plan = replace(machine.facts.plan, scenario=replace(machine.facts.plan.scenario, load="plain"))
+    machine.learn(plan=plan, crash_region=None)
+    result = judged(PLACED, machine, tmp_path)
+    assert result.verdict is verdict
+    assert [p["address"] for p in result.figures["pages"] if p["copied_over"]] == [TRANSITION[0]]
+
+
+def test_control_memory_that_the_image_is_copied_over_fails(handover: Handover, tmp_path: Path) -> None:
+    handover.segments = ((ENTRY, 0x2000), (CONTROL, 0x1000))
+    machine = handover.machine()
+    plan = replace(machine.facts.plan, scenario=replace(machine.facts.plan.scenario, load="plain"))
+    machine.learn(plan=plan, crash_region=None)
+    result = judged(PLACED, machine, tmp_path)
+    assert (result.verdict, f"control code at {CONTROL:#x}" in result.summary) == (Verdict.FAIL, True)
 
 
 def test_the_virtual_mapping_must_lead_to_what_is_executed(handover: Handover, tmp_path: Path) -> None:

@@ -9,18 +9,15 @@ import pytest
 from rich.text import Text
 
 from rig.model import Dump, LoadKind
-from tests.cli.pretended import CHECKS, TRIGGERS, Conductor, Run, pretend, result
+from tests.cli.pretended import CHECKS, Conductor, Run, pretend, result
 
 
 @pytest.fixture
 def conductor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Conductor]:
     """All rooms pretended, in an empty current directory; yields a function that sets what a run does."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    entry = types.SimpleNamespace(
-        description="described", dumps=tuple(Dump), kinds=tuple(LoadKind), own_task=True, cpus=1, module=""
-    )
+    entry = types.SimpleNamespace(description="described", dumps=tuple(Dump), kinds=tuple(LoadKind), own_task=False)
     pretend(monkeypatch, "rig.checks", REGISTRY=dict.fromkeys(CHECKS, entry))
-    pretend(monkeypatch, "rig.triggers", TRIGGERS=dict.fromkeys(TRIGGERS, entry))
     pretend(monkeypatch, "rig.report.text", verdict_text=lambda r, where: Text(f"{r.id}: {r.verdict}\nin {where}"))
     monkeypatch.delenv("RIG_CATALOGUE", raising=False)
     monkeypatch.chdir(tmp_path)

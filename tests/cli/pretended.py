@@ -16,7 +16,6 @@ from rig.model import CheckResult, KernelIdentity, Options, RunPlan, RunResult, 
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CHECKS = tuple(catalog.registries().checks)
-TRIGGERS = tuple(catalog.registries().triggers)
 ALL_THREE = ["panic@i386/debian-6.1", "panic@pae/debian-6.1", "panic@x86_64/debian-6.1"]
 
 

@@ -15,7 +15,7 @@ import pytest
 from rig import cli, commands
 from rig.errors import Cancelled
 from rig.model import Options, RunPlan, RunResult
-from tests.cli.pretended import CHECKS, ROOT, TRIGGERS, Conductor, result, words
+from tests.cli.pretended import CHECKS, ROOT, Conductor, result, words
 
 
 def test_cancelled_before_anything_was_written(conductor: Conductor, capsys: pytest.CaptureFixture[str]) -> None:
@@ -61,9 +61,8 @@ def test_ctrl_c_in_a_process_of_its_own(tmp_path: Path) -> None:
             from rig.errors import Cancelled
             raise Cancelled("stopped")
         from rig.model import Dump, LoadKind
-        entry = types.SimpleNamespace(dumps=tuple(Dump), kinds=tuple(LoadKind), own_task=True, cpus=1, module="")
+        entry = types.SimpleNamespace(dumps=tuple(Dump), kinds=tuple(LoadKind), own_task=False)
         put("rig.checks", REGISTRY=dict.fromkeys({CHECKS!r}, entry))
-        put("rig.triggers", TRIGGERS=dict.fromkeys({TRIGGERS!r}, entry))
         put("rig.conductor", run=run)
         from rig.cli import main
         raise SystemExit(main(["run", "panic", "--guest", "pae"]))

@@ -75,7 +75,7 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["list", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert set(document) == {"schema", *commands.LISTS}
-    assert {"name": "sysrq-c", "description": "described"} in document["triggers"]
+    assert {"name": "pgd-survives", "description": "described"} in document["checks"]
 
 
 @pytest.mark.usefixtures("conductor")
@@ -113,6 +113,10 @@ def test_fetch_gets_what_the_selected_runs_need(
         "userland i386 and makedumpfile",
         "headers 6.1.0-1-686-pae",
         "source linux-source-6.1",
+        # of the scenarios that kexec into another architecture
+        "kernel 686",
+        "kernel amd64",
+        "userland amd64",
     }
     out, err = capsys.readouterr()
     assert "debian-6.1 for pae: 6.1.0-1-686-pae\n" in out

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rig.guest.initramfs import CharDevice, Entry, Symlink, base, cpio, first, run_segment
+from rig.guest.initramfs import CharDevice, Entry, Symlink, base, cpio, first, hop, run_segment
 from rig.guest.userland import Userland
 from rig.model import Arch
 
@@ -111,6 +111,13 @@ def test_keys_are_readable_by_root_alone() -> None:
     key = archive["root/.ssh/authorized_keys"]
     assert key == (stat.S_IFREG | 0o600, b"ssh-ed25519 AAAA test\n", (0, 0))
     assert archive["etc/dropbear/dropbear_ed25519_host_key"] == (stat.S_IFREG | 0o600, b"\1\2", (0, 0))
+
+
+def test_a_hop_carries_the_first_kernel_once_more_and_an_image_without_hops(tmp_path: Path) -> None:
+    (tmp_path / "bzImage").write_bytes(b"kernel")
+    one = cpio([Entry("/one", 0o644, b"")])
+    [archive] = read(hop(tmp_path / "bzImage", one))
+    assert (archive["rig/hop-kernel"][1], archive["rig/hop-initrd"][1]) == (b"kernel", one)
 
 
 @pytest.mark.parametrize("with_control", [False, True])

@@ -117,6 +117,20 @@ def test_stop_where_no_breakpoint_is(connect: Connect, watch: Watch) -> None:
         connect(frame(b"T05thread:02;") + frame(b"OK") + frame(registers)).wait_stop(Deadline.after(5, "x"))
 
 
+@pytest.mark.parametrize("reply", ["T05thread:p01.02;rwatch:1fd000;", "T05watch:1fd000;thread:02;"])
+def test_stop_at_a_watchpoint_that_was_set_and_at_no_other(connect: Connect, watch: Watch, reply: str) -> None:
+    registers = (bytes(128) + (0x1234).to_bytes(8, "little")).hex().encode()
+    stopped = frame(reply.encode()) + frame(b"OK") + frame(registers)
+    stub = connect(frame(b"OK") + stopped)
+    stub.set_watchpoint(0x1FD000, write=False)
+    assert stub.wait_stop(Deadline.after(5, "x")).pc == 0x1234
+    watch.end(Ending("x", "some end"))
+    other = connect(frame(b"OK") + stopped)
+    other.set_watchpoint(0x1FE000, write=True)
+    with pytest.raises(GuestDied, match="some end"):
+        other.wait_stop(Deadline.after(5, "x"))
+
+
 def test_breakpoint_not_reached_in_time(connect: Connect) -> None:
     with pytest.raises(GuestHung, match="in vain for the panic"):
         connect(b"+").wait_stop(Deadline.after(0.15, "the panic"))
