@@ -326,11 +326,14 @@ def build(args: argparse.Namespace) -> int:
             f"{kernel.name} is not built from source, there is nothing to build", hint=one_of(from_source)
         )
     named = [find(catalogue.guests, name, "guest") for name in args.guest or catalogue.guests]
-    guests = {guest.flavour: guest for guest in reversed(named)}  # the first of each flavour
+    suitable = [guest for guest in named if not kernel.flavours or guest.flavour in kernel.flavours]
+    if not suitable or (args.guest and len(suitable) < len(named)):
+        raise RequestError(f"{kernel.name} exists for {', '.join(kernel.flavours)} only", hint="choose another --guest")
+    guests = {guest.flavour: guest for guest in reversed(suitable)}  # the first of each flavour
     cache = PackageCache(progress=lambda text: print(text, file=sys.stderr, flush=True))
     built = []
     with cancel_on_signal("ending the build; the next one goes on from here") as cancel:
-        for flavour in dict.fromkeys(guest.flavour for guest in named):
+        for flavour in dict.fromkeys(guest.flavour for guest in suitable):
             outcome = build_kernel(kernel, guests[flavour], cache, cancel, args.jobs or pool.cores())
             built.append({"flavour": flavour, **dataclasses.asdict(outcome)})
             if not args.json:

@@ -199,3 +199,15 @@ def test_bench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
     pretend(monkeypatch, "rig.bench", measure=measure, lines=lambda figures: [figure.name for figure in figures])
     assert cli.main(words("bench run --guest pae --accel tcg")) == code
     assert capsys.readouterr() == ("panic@pae/debian-6.1\n", "measuring\n")
+
+
+@pytest.mark.parametrize(
+    ("kernel", "guest", "told"),
+    [
+        ("debian-6.1", "pae", "debian-6.1 is not built from source"),
+        ("built-6.1-2g", "x86_64", "built-6.1-2g exists for 686, 686-pae only"),
+    ],
+)
+def test_what_can_not_be_built(kernel: str, guest: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["build", kernel, "--guest", guest]) == 2
+    assert told in capsys.readouterr().err
