@@ -200,6 +200,9 @@ class _Run(Run):
                 if cpu.paging is None:
                     raise GuestError(f"paging is off at {name}")
                 self.learn(crashing_cpu=cpu.cpu, panic_symbol=name, mode=cpu.paging, cr3=cpu.cr3)
+                if name != symbols.PANIC_SYMBOLS[0]:
+                    self.learn(environment={**self.facts.environment, "panic_symbol": name})
+                    self.listener(f"note: the kernel has no {symbols.PANIC_SYMBOLS[0]}: `panic` is taken at {name}")
                 self.keep.append(levels.root(cpu.paging, cpu.cr3))
                 self.at_panic = vm.info_registers()
                 self.capture(vm, recorder, Checkpoint.PANIC)

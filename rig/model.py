@@ -237,6 +237,7 @@ class KernelFiles:
     modules: tuple[Path, ...] = ()
     vmlinux: Path | None = None
     suite: str = ""  # of its packages, as in Kernel
+    relocatable: bool = True  # runs where it is loaded; one that isn't can't be its own crash kernel
 
 
 @dataclass(frozen=True)

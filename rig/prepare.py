@@ -14,13 +14,16 @@ from typing import Any
 import rig
 from rig import catalog, loads
 from rig.errors import RequestError
-from rig.guest import initramfs
+from rig.guest import initramfs, legacy
 from rig.guest.cache import Cache
 from rig.guest.keys import RunKeys
 from rig.guest.packages import MAKEDUMPFILE, PackageCache
+from rig.guest.userland import Userland
+from rig.kernel import ages
 from rig.kernel.build import obtain
 from rig.kernel.modules import build_module
 from rig.model import (
+    Arch,
     Dump,
     Firmware,
     Guest,
@@ -42,6 +45,8 @@ CMDLINE = "console=ttyS0,115200 panic=-1"
 NOTHING = "none"  # as a scenario's crashkernel: the parameter is left out
 # What Debian's kdump-tools gives a crash kernel. maxcpus=1: the other CPUs are still where the panic left them.
 CRASH_CMDLINE = "console=ttyS0,115200 panic=-1 maxcpus=1 irqpoll reset_devices"
+# crashkernel= for kernels that don't look for a place themselves: behind the first kernel, which lies from 1 MiB on.
+CRASHKERNEL_FIXED = {Arch.I386: "64M@16M", Arch.AMD64: "128M@16M"}
 
 SECOND = "rig.role=second"  # by which guests/init/init knows that it was started by a plain kexec
 
@@ -60,13 +65,16 @@ class Artefacts:
     cache: Cache
 
 
-def cmdlines(guest: Guest, scenario: Scenario) -> tuple[str, str]:
+def cmdlines(guest: Guest, scenario: Scenario, release: str) -> tuple[str, str]:
     """The command lines of the first and of the crash kernel (kexec-tools adds elfcorehdr= and memory maps).
 
-    For a plain kexec nothing is reserved unless the scenario says so, and the second is no crash kernel's.
+    For a plain kexec nothing is reserved unless the scenario says so, and the second is no crash kernel's. release: of
+    the first kernel. One that can't place the crash region is told where, unless the scenario says more.
     """
     plain = loads.kind(scenario.load) is LoadKind.PLAIN
-    reserved = scenario.crashkernel or (NOTHING if plain else guest.crashkernel)
+    placed = ages.older(release, ages.CRASHKERNEL_PLACED) and "@" not in guest.crashkernel
+    usual = CRASHKERNEL_FIXED[guest.arch] if placed else guest.crashkernel
+    reserved = scenario.crashkernel or (NOTHING if plain else usual)
     first = (CMDLINE, f"crashkernel={reserved}" if reserved != NOTHING else "", guest.cmdline, scenario.cmdline)
     crash = (f"{CMDLINE} {SECOND}" if plain else CRASH_CMDLINE, guest.crash_cmdline, scenario.crash_cmdline)
     return " ".join(filter(None, first)), " ".join(filter(None, crash))
@@ -81,32 +89,42 @@ def prepare(
     listener: Callable[[str], None],
     cancel: threading.Event,
 ) -> Iterator[Artefacts]:
-    """Fetch, build, put together. The initramfs lives in memory as long as the context: nothing to clean up on disk."""
+    """Fetch, build, put together. The initramfs lives in memory as long as the context: nothing to clean up on disk.
+
+    :raise RequestError: what was asked for can't be booted, loaded or built
+    """
     cache = PackageCache(progress=lambda text: listener(f"note: {text}"))
     guest = plan.guest
     kernel = obtain(plan.kernel, guest, cache, cancel)
-    same = plan.crash_kernel == plan.kernel and plan.into is None
-    crash = kernel if same else obtain(plan.crash_kernel, plan.into or guest, cache, cancel)
+    chosen_crash, stand_in = _crash_kernel(plan, kernel)
+    if stand_in:
+        listener(f"note: {stand_in}")
+    same = chosen_crash == plan.kernel and plan.into is None
+    crash = kernel if same else obtain(chosen_crash, plan.into or guest, cache, cancel)
+    _require_loadable(plan, crash)
     sources = catalog.control(plan.scenario)
     control = build_module(sources, kernel, cache) if sources else None
     wanted = TRIGGERS[plan.scenario.trigger].module
     trigger = build_module(catalog.roots()[0] / "kernels" / "triggers" / MODULE, kernel, cache) if wanted else None
     chosen = _accelerator(plan, options, cache.cache)
-    blob = _initramfs(cache, plan, (kernel, crash), keys, (control, trigger))
-    first, second = cmdlines(guest, plan.scenario)
+    userlands = tuple(_userland(cache, files, plan.scenario.dump, cancel) for files in (kernel, crash))
+    blob = _initramfs(userlands, plan, (kernel, crash), keys, (control, trigger))
+    first, second = cmdlines(guest, plan.scenario, kernel.release)
     fd = os.memfd_create("rig-initrd")
     try:
         with os.fdopen(os.dup(fd), "wb") as out:
             out.write(blob)
         yield Artefacts(
             kernel=_identity(plan.kernel, kernel),
-            crash_kernel=_identity(plan.crash_kernel, crash),
+            crash_kernel=_identity(chosen_crash, crash),
             environment={
                 "rig": rig.__version__,
                 "qemu": qemu_version(),
                 "accel": chosen.name,
                 "accel_reason": chosen.reason,
                 "cmdline": first,
+                "userland": "built with musl" if legacy.is_legacy(kernel) else "packages",
+                **({"crash_kernel_note": stand_in} if stand_in else {}),
                 "initramfs": {"bytes": len(blob), "sha256": hashlib.sha256(blob).hexdigest()},
             },
             machine=MachineSpec(
@@ -138,8 +156,40 @@ def _accelerator(plan: RunPlan, options: Options, cache: Cache) -> accel.Accel:
     return accel.Accel("tcg", "stepping through the copying of a plain kexec's image would take hours under KVM")
 
 
+def _crash_kernel(plan: RunPlan, kernel: KernelFiles) -> tuple[Kernel, str]:
+    """The crash kernel, and why it isn't the first one again; empty when it is as planned.
+
+    A kernel that isn't relocatable runs only where it was linked to, which is where the first one lies. One that is,
+    but old, may not read the memory map that kexec-tools hands over (kexec(8),
+    --pass-memmap-cmdline).
+    """
+    old = legacy.is_legacy(kernel)
+    if loads.kind(plan.scenario.load) is not LoadKind.CRASH:
+        return plan.crash_kernel, ""
+    if plan.crash_kernel != plan.kernel or (kernel.relocatable and not old):
+        return plan.crash_kernel, ""
+    stock = catalog.find(catalog.load().kernels, plan.guest.kernel, "kernel")
+    why = "too old to be relied on as" if kernel.relocatable else "not relocatable, so it can't be"
+    return stock, f"{kernel.release} is {why} its own crash kernel: {stock.name} is taken"
+
+
+def _require_loadable(plan: RunPlan, crash: KernelFiles) -> None:
+    if loads.kind(plan.scenario.load) is LoadKind.CRASH and not crash.relocatable:
+        raise RequestError(
+            f"{plan.crash_kernel.name} ({crash.release}) can't be a crash kernel: its bzImage is not relocatable",
+            hint="name another with --crash-kernel, or build it with CONFIG_RELOCATABLE=y",
+        )
+
+
+def _userland(cache: PackageCache, kernel: KernelFiles, dump: Dump, cancel: threading.Event) -> Userland:
+    """What runs on this kernel."""
+    if legacy.is_legacy(kernel):
+        return legacy.userland(cache, kernel.arch, cancel)
+    return cache.userland(kernel.arch, dump)
+
+
 def _initramfs(
-    cache: PackageCache,
+    userlands: tuple[Userland, ...],
     plan: RunPlan,
     kernels: tuple[KernelFiles, KernelFiles],
     keys: RunKeys,
@@ -149,21 +199,16 @@ def _initramfs(
 
     With hops it holds that kernel itself once more, with such an initramfs for it.
     """
-    kernel, crash = kernels
-    dump = plan.scenario.dump
+    (kernel, crash), (first, second) = kernels, userlands
     init = (catalog.roots()[0] / "guests" / "init" / "init").read_bytes()
-    userland = cache.userland(plan.guest.arch, dump)
-    other = userland if plan.into is None else cache.userland(plan.into.arch, dump)
-    filters = (MAKEDUMPFILE,) if dump is Dump.MAKEDUMPFILE else ()
-    if loads.kind(plan.scenario.load) is LoadKind.PLAIN:
-        second = initramfs.base(other.only("/bin/busybox"), (), init)
-    else:
-        second = initramfs.base(other.only("/bin/busybox", "/usr/sbin/dropbear", *filters), crash.modules, init)
+    filters = (MAKEDUMPFILE,) if plan.scenario.dump is Dump.MAKEDUMPFILE else ()
+    plain = loads.kind(plan.scenario.load) is LoadKind.PLAIN
+    served = () if plain else tuple(path for path in ("/usr/sbin/dropbear", *filters) if path in second.files)
     blob = initramfs.first(
         # No modules: the first kernel must not set up a device that writes to memory by DMA.
-        initramfs.base(userland.only("/bin/busybox", "/sbin/kexec"), (), init),
+        initramfs.base(first.only("/bin/busybox", "/sbin/kexec"), (), init),
         crash.bzimage,
-        second,
+        initramfs.base(second.only("/bin/busybox", *served), () if plain else crash.modules, init),
         initramfs.run_segment(keys.authorized_keys, keys.dropbear_host_key),
         *added,
     )

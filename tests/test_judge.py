@@ -238,6 +238,12 @@ def test_wrong_notes_fail(machine: Machine, tmp_path: Path, notes: list[tuple[in
     assert words in found.summary
 
 
+def test_registers_that_were_saved_before_panic_was_seen_can_not_be_judged(machine: Machine, tmp_path: Path) -> None:
+    machine.learn(panic_symbol="machine_kexec")
+    found = verdict(machine, tmp_path, "vmcore-registers")
+    assert (found.verdict, "saved already" in found.summary) == (Verdict.ERROR, True)
+
+
 def test_torn_headers_can_not_be_judged(machine: Machine, tmp_path: Path) -> None:
     machine.headers = machine.headers[:40]
     assert verdict(machine, tmp_path, "vmcore-registers").verdict is Verdict.ERROR

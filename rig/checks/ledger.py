@@ -14,6 +14,7 @@ from rig.errors import EvidenceError
 from rig.evidence import Evidence
 from rig.facts import PerCpu
 from rig.handover import HandOver, Live
+from rig.kernel import ages
 from rig.memory import levels, paging
 from rig.memory.diff import changed_ranges
 from rig.memory.ledger import UNACCOUNTED, Change, Claim, account, split
@@ -26,6 +27,7 @@ ORDER = (Checkpoint.PANIC, Checkpoint.MACHINE_KEXEC, Checkpoint.HANDOVER, Checkp
 # them to the crash region first (kexec-tools, "backup region"), which is where /proc/vmcore reads them from.
 LOW_MEMORY = (0, 0xA0000)
 THREAD_SIZE = {Arch.AMD64: 16384, Arch.I386: 8192}  # arch/x86/include/asm/page_{64,32}_types.h, without KASAN
+UNTOLD = "a kernel this old does not tell where its stacks, per-CPU data and .bss lie"
 VMCOREINFO = b"OSRELEASE="  # how its text begins (kernel/crash_core.c, VMCOREINFO_OSRELEASE())
 IMAGE = {"Kernel code": ".text", "Kernel rodata": ".rodata", "Kernel data": ".data", "Kernel bss": ".bss"}
 
@@ -66,6 +68,9 @@ def memory_accounted(evidence: Evidence) -> CheckResult:
             for i in intervals
         ],
     }
+    if ages.older(evidence.facts.kernel.release, ages.PER_CPU_TOLD):
+        summary = f"could not judge: who owns the {total + inside} bytes that changed is not known, since {UNTOLD}"
+        return CheckResult("memory-accounted", Verdict.ERROR, summary, figures)
     if unaccounted:
         where = ", ".join(address for entry in nobodys for address in entry["addresses"])
         summary = f"{unaccounted} of {total + inside} changed bytes have no owner: at {where}"

@@ -11,14 +11,15 @@ import xxhash
 from numpy.typing import NDArray
 
 from rig.checks import check
-from rig.checks.ledger import claims, slab_claims
+from rig.checks.ledger import UNTOLD, claims, slab_claims
 from rig.errors import EvidenceError
 from rig.evidence import Evidence
+from rig.kernel import ages
 from rig.memory.diff import changed_ranges
 from rig.memory.dump import Pieces, cut
 from rig.memory.ledger import UNACCOUNTED, Change, Claim, account, split
 from rig.memory.physical import OutsideMemory
-from rig.model import PAGE_SIZE, Checkpoint, CheckResult, Dump, Verdict
+from rig.model import MACHINE_KEXEC, PAGE_SIZE, Checkpoint, CheckResult, Dump, Verdict
 
 # How far below the stack pointer at the first instruction of __crash_kexec its own frame may reach. The registers are
 # saved by inline assembly in that very function (arch/x86/include/asm/kexec.h, crash_setup_regs), which keeps a
@@ -41,6 +42,8 @@ def vmcore_registers(evidence: Evidence) -> CheckResult:
     facts = evidence.facts
     if facts.dump is None:
         raise EvidenceError("no headers of /proc/vmcore were fetched")
+    if facts.panic_symbol == MACHINE_KEXEC:
+        raise EvidenceError(f"`panic` was taken at {MACHINE_KEXEC}, when the registers had been saved already")
     notes = evidence.vmcore.prstatus
     cpus = evidence.cpus(Checkpoint.PANIC)
     seen = evidence.crashing_cpu(Checkpoint.PANIC)
@@ -133,6 +136,8 @@ def vmcore_faithful(evidence: Evidence) -> CheckResult:
         "pages_missing" if raw else "pages_excluded": _pages(absent),
     }
     problems = []
+    if stray and ages.older(evidence.facts.kernel.release, ages.PER_CPU_TOLD):
+        raise EvidenceError(f"{figures['unaccounted']} bytes differ; whose they are is not known, since {UNTOLD}")
     if stray:
         where = ", ".join(address for entry in stray for address in entry.addresses)
         problems.append(f"{figures['unaccounted']} bytes differ from memory at panic and have no owner: at {where}")

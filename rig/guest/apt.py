@@ -36,6 +36,13 @@ Acquire::IndexTargets::deb::Packages {
   Description "$(RELEASE)/$(COMPONENT) $(ARCHITECTURE) Packages";
   flatDescription "$(RELEASE) Packages";
 };
+Acquire::IndexTargets::deb-src::Sources {
+  MetaKey "$(COMPONENT)/source/Sources";
+  flatMetaKey "Sources";
+  ShortDescription "Sources";
+  Description "$(RELEASE)/$(COMPONENT) Sources";
+  flatDescription "$(RELEASE) Sources";
+};
 Acquire::Languages "none";
 Acquire::Retries "1";
 Acquire::http::Timeout "20";
@@ -104,15 +111,28 @@ def suite_sources(targets: str, suite: str) -> str:
     return "".join(_source_line(*place) for place in places)
 
 
+def source_package_lines(targets: str) -> str:
+    """sources.list text for source packages, from where a configuration that works gets its binary ones.
+
+    targets: as for suite_sources. Flat sources are left out. Empty when nothing is left.
+    """
+    places = dict.fromkeys(tuple(line.split(" ")) for line in targets.splitlines())
+    return "".join(
+        _source_line(mirror, release, component, "deb-src")
+        for mirror, release, component in places
+        if component and not release.endswith("/")
+    )
+
+
 def _suffix(release: str) -> str:
     """What follows the release's own name: -security of bookworm-security."""
     return "".join(release.partition("-")[1:])
 
 
-def _source_line(mirror: str, suite: str, component: str) -> str:
+def _source_line(mirror: str, suite: str, component: str, kind: str = "deb") -> str:
     """A line of sources.list. Without Debian's keyring file, it is apt's own trusted keys that count."""
     signed = f"[signed-by={_KEYRING}] " if _KEYRING.exists() else ""
-    return f"deb {signed}{mirror} {suite} {component}\n"
+    return f"{kind} {signed}{mirror} {suite} {component}\n"
 
 
 def host_arch() -> Arch:
@@ -212,7 +232,7 @@ class Apt:
             done = self._run("apt-get", "update")
         self.troubles = complaints(done.stderr)
         reached = re.search(r"^(Hit|Get):", done.stdout, re.MULTILINE) is not None
-        indexed = any((self.home / "state/lists").glob("*Packages*"))
+        indexed = any(any((self.home / "state/lists").glob(f"*{kind}*")) for kind in ("Packages", "Sources"))
         if not indexed or (must_reach and not reached):
             raise PackageError(
                 f"no package index for {self.arch} could be had: {self._words(done.stderr)}",
@@ -253,6 +273,21 @@ class Apt:
         done = self._run("apt-get", "download", *(f"{c.name}={c.version}" for c in wanted), cwd=into)
         self.troubles = complaints(done.stderr) or self.troubles
         return [c for c in wanted if self._arrived(c, into / c.filename)]
+
+    def download_source(self, name: str, into: Path) -> Path:
+        """Download a source package, verified by the (signed) index; returns its upstream tarball, in `into`.
+
+        :raise PackageError: it can't be had
+        """
+        self.progress(f"downloading the source package {name}")
+        done = self._run("apt-get", "source", "--download-only", name, cwd=into)
+        found = sorted(into.glob(f"{name}_*.orig.tar.*[!c]"))  # not its signature, .asc
+        if done.returncode or len(found) != 1:
+            raise PackageError(
+                f"the source package {name} can't be had: {self._words(done.stderr)}",
+                hint="is the network up, and does the mirror carry source packages? RIG_MIRROR=URL chooses another",
+            )
+        return found[0]
 
     def _arrived(self, candidate: Candidate, path: Path) -> bool:
         """Whether the file is there with the hash of the (signed) index; one with another hash is removed."""

@@ -158,6 +158,15 @@ class PackageCache:
             raise PackageError(f"the package {FIRMWARE} has no {path.name} (looked for {path})")
         return path
 
+    def source(self, name: str, arch: Arch) -> Path:
+        """The upstream tarball of a source package, below a directory named by its SHA256. Asks the network."""
+        with self.cache.locked():
+            return self._repository().source(arch, name)
+
+    def origin(self) -> str:
+        """Whose packages these are: the directory of their records."""
+        return self._repository().origin
+
     def matching(self, pattern: str, arch: Arch) -> list[str]:
         """Names of packages that the regular expression matches in full, newest version first. Asks apt."""
         with self.cache.locked():
@@ -311,7 +320,9 @@ def users_kernel(kernel: Kernel, path: Path, guest: Guest, progress: Progress) -
         )
     if image.config is None:
         progress(f"{path.name}: {image.config_note}; what the kernel lacks will show when it runs")
-    elif missing := missing_options(image.config, guest.arch, guest.paging, image.release):
+    elif missing := missing_options(
+        image.config, guest.arch, guest.paging, image.release, relocatable=image.relocatable
+    ):
         raise UnsuitableKernel(
             f"{path} lacks what the rig needs: {', '.join(missing)}",
             hint="set these to y (those with =n: off) and build it again",
@@ -319,7 +330,15 @@ def users_kernel(kernel: Kernel, path: Path, guest: Guest, progress: Progress) -
     elif wished := wished_options(image.config):
         losses = ", ".join(f"{name} ({WISHED[name]})" for name in wished)
         progress(f"{path.name}: going on without {losses}")
-    return KernelFiles(kernel.name, image.release, image.arch, path, image.sha256, (), kernel.vmlinux)
+    return KernelFiles(
+        kernel.name,
+        image.release,
+        image.arch,
+        path,
+        image.sha256,
+        vmlinux=kernel.vmlinux,
+        relocatable=image.relocatable,
+    )
 
 
 def _obtain_parts(repository: Repository, arch: Arch, candidate: Candidate, pattern: re.Pattern[str]) -> list[Found]:

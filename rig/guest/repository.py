@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rig.errors import PackageError
-from rig.guest.apt import Apt, Candidate, Progress, suite_sources, version_key
+from rig.guest.apt import Apt, Candidate, Progress, file_sha256, source_package_lines, suite_sources, version_key
 from rig.guest.cache import Cache
 from rig.model import Arch
 
@@ -37,6 +37,7 @@ class Repository:
         self._sources = sources
         self._suite = suite
         self._indexes: dict[Arch, Apt] = {}
+        self._source_index: Apt | None = None
 
     @property
     def described(self) -> str:
@@ -84,6 +85,24 @@ class Repository:
             todo = sorted({name for candidate in found for name in candidate.depends} - seen)
             seen |= set(todo)
         return list(wanted)
+
+    def source(self, arch: Arch, name: str) -> Path:
+        """The upstream tarball of a source package, from the mirrors that binary packages come from.
+
+        arch: any; says whose package sources are asked.
+
+        :raise PackageError: it can't be had
+        """
+        if self._source_index is None:
+            text = source_package_lines(self._index(arch).targets())
+            apt = Apt(self._cache.root / self.origin / "apt" / "source", arch, self._progress, text)
+            apt.update(must_reach=self._cache.refresh)
+            self._source_index = apt
+        with self._cache.scratch() as directory:
+            archive = self._source_index.download_source(name, directory)
+            final = self._cache.root / "source-packages" / file_sha256(archive) / archive.name
+            final.parent.mkdir(parents=True, exist_ok=True)
+            return archive.rename(final)
 
     def troubles(self, arch: Arch) -> str:
         """What apt complained about last."""

@@ -138,6 +138,7 @@ def build(kernel: Kernel, guest: Guest, cache: PackageCache, cancel: threading.E
         bzimage=where / "bzImage",
         sha256=image.sha256,
         vmlinux=kernel.vmlinux or where / "vmlinux",
+        relocatable=image.relocatable,
     )
     return Outcome(files, _built(where).seconds, cached)
 
@@ -256,7 +257,7 @@ class _Builder:
 
     def _make(self, recipe: Recipe, tree: Path, log: Path) -> make.Progress:
         self._say(f"building {recipe.name} with {self._jobs} jobs")
-        ticker = _Ticker(self._say, recipe.name, self._known_steps(recipe))
+        ticker = Ticker(self._say, recipe.name, self._known_steps(recipe))
         argv = ["make", *recipe.make_arguments(), f"-j{self._jobs}", "bzImage"]
         try:
             return make.run(argv, tree, log, self._cancel, ticker)
@@ -308,7 +309,7 @@ class _Builder:
             raise Cancelled("stopped on request")
 
 
-class _Ticker:
+class Ticker:
     """Tells how far a build is, every now and then. known: how many files it makes, 0 when nobody knows."""
 
     def __init__(self, say: Callable[[str], None], name: str, known: int) -> None:

@@ -13,10 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rig.errors import UnsuitableKernel
+from rig.kernel import ages
 from rig.kernel.payload import Undecodable, decompress
 from rig.model import Arch, PagingMode
 
 _SECTOR = 512
+# bytes; syssize counts them, rounded up. Up to 2.6.2x the file itself was not filled up (arch/i386/boot/tools/build.c).
+_PARAGRAPH = 16
 _HEADER_END = 0x268  # the fields used here end before it
 _LOADED_HIGH = 1 << 0  # loadflags: a bzImage, not a zImage
 _XLF_KERNEL_64 = 1 << 0  # xloadflags: has the 64-bit entry point
@@ -52,7 +55,9 @@ WISHED: Mapping[str, str] = {
 }
 
 # Options that older kernels had no name for, because they always did it or couldn't yet.
-_SINCE = {"CONFIG_BINFMT_SCRIPT": (3, 10)}
+_SINCE: Mapping[str, ages.Release] = {"CONFIG_BINFMT_SCRIPT": (3, 10, 0), "CONFIG_RELOCATABLE": ages.RELOCATABLE}
+# What only a kernel needs that is entered from the crash region. One that can't be moved there is never chosen for it.
+_AS_CRASH_KERNEL = ("CONFIG_RELOCATABLE", "CONFIG_CRASH_DUMP", "CONFIG_PROC_VMCORE")
 
 
 @dataclass(frozen=True)
@@ -102,9 +107,9 @@ def parse(data: bytes, *, read_config: bool = True) -> BzImage:
     (protocol,) = struct.unpack_from("<H", data, 0x206)
     setup = ((data[0x1F1] or 4) + 1) * _SECTOR
     (paragraphs,) = struct.unpack_from("<I" if protocol >= 0x204 else "<H", data, 0x1F4)
-    if len(data) < setup + paragraphs * 16:
+    if len(data) + _PARAGRAPH <= setup + paragraphs * _PARAGRAPH:
         raise UnsuitableKernel(
-            f"is truncated: {len(data)} bytes, its header promises {setup + paragraphs * 16}",
+            f"is truncated: {len(data)} bytes, its header promises {setup + paragraphs * _PARAGRAPH}",
             hint="copy or build it again",
         )
     version = _version_string(data, setup)
@@ -141,10 +146,14 @@ def parse_config(text: str) -> dict[str, str]:
     return dict(re.findall(r"^(CONFIG_\w+)=(.*)$", text, re.MULTILINE))
 
 
-def missing_options(config: Mapping[str, str], arch: Arch, paging: PagingMode, release: str = "") -> list[str]:
+def missing_options(
+    config: Mapping[str, str], arch: Arch, paging: PagingMode, release: str = "", *, relocatable: bool = True
+) -> list[str]:
     """What the rig needs and this configuration hasn't, as `CONFIG_NAME`, or `CONFIG_NAME=n` where it must
-    be off. release: leaves out the options that are newer than that kernel."""
-    missing = [name for name in NEEDED if config.get(name) != "y" and not _older(release, name)]
+    be off. release: leaves out the options that are newer than that kernel. relocatable: one that isn't need not have
+    what makes a crash kernel."""
+    needed = [name for name in NEEDED if relocatable or name not in _AS_CRASH_KERNEL]
+    missing = [name for name in needed if config.get(name) != "y" and not _older(release, name)]
     if ("CONFIG_X86_64" in config) != (arch is Arch.AMD64):
         missing.append("CONFIG_X86_64" if arch is Arch.AMD64 else "CONFIG_X86_64=n")
     elif arch is Arch.I386 and ("CONFIG_X86_PAE" in config) != (paging is PagingMode.PAE):
@@ -158,11 +167,7 @@ def wished_options(config: Mapping[str, str]) -> list[str]:
 
 
 def _older(release: str, option: str) -> bool:
-    numbers = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", release)
-    since = _SINCE.get(option)
-    if numbers is None or since is None:
-        return False
-    return tuple(int(number or 0) for number in numbers.groups()) < since
+    return option in _SINCE and ages.older(release, _SINCE[option])
 
 
 def _what_else(data: bytes) -> str:
@@ -205,11 +210,13 @@ def _unpacked(data: bytes, setup: int, protocol: int) -> bytes | str:
     """The uncompressed kernel, or why it can't be had."""
     if protocol >= 0x208:
         offset, length = struct.unpack_from("<II", data, 0x248)
-        payload = data[setup + offset : setup + offset + length]
-    else:  # no payload_offset; these were always gzip'd, behind a small decompressor
-        start = data.find(b"\x1f\x8b\x08", setup)
-        payload = data[start:] if start >= 0 else b""
-    try:
-        return decompress(payload)
-    except Undecodable as error:
-        return f"can't be unpacked: {error}"
+        payloads = [data[setup + offset : setup + offset + length]]
+    else:  # no payload_offset; these were always gzip'd, behind a small decompressor that may have the magic by chance
+        payloads = [data[found.start() :] for found in re.finditer(b"\x1f\x8b\x08", data) if found.start() >= setup]
+    problem = "no compressed kernel in it"
+    for payload in payloads:
+        try:
+            return decompress(payload)
+        except Undecodable as error:
+            problem = str(error)
+    return f"can't be unpacked: {problem}"

@@ -15,6 +15,9 @@ the crash region, and `destination` and struct page pointers don't. Further on t
 
 It is found by plausibility, too. For a plain kexec there is no crash region to go by: there the list of segments must
 be in RAM, and the entry in one of them.
+
+machine_kexec gets the struct's address in the first argument's register or, on i386 without CONFIG_REGPARM (an option
+up to 2.6.19, always on since), on the stack above the return address. Which one follows from what is there.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ from rig.facts import Kimage
 from rig.kernel import pagelist, symbols
 from rig.kernel.pagelist import PageList
 from rig.memory import paging
-from rig.memory.physical import Memory
+from rig.memory.physical import Memory, OutsideMemory
 from rig.model import PAGE_SIZE, Arch, CpuState, PagingMode, Range
 
 WORDS = 6
@@ -44,25 +47,63 @@ _LAYOUTS = (
 )
 
 
-def argument(arch: Arch, cpu: CpuState) -> int:
-    """The first argument at a function's first instruction: RDI; EAX on i386 (-mregparm=3, all since 2.6.20)."""
-    return cpu.general["rdi"] if arch is Arch.AMD64 else cpu.general["rax"] & 0xFFFFFFFF
+def arguments(memory: Memory, mode: PagingMode, cpu: CpuState, arch: Arch) -> dict[str, int]:
+    """What may be the first argument at a function's first instruction, by where it is: the register's first."""
+    if arch is Arch.AMD64:
+        return {"RDI": cpu.general["rdi"]}
+    found = {"EAX": cpu.general["rax"] & 0xFFFFFFFF}
+    with contextlib.suppress(paging.NotMapped, OutsideMemory):
+        at = paging.translate(memory, mode, cpu.cr3, cpu.general["rsp"] + arch.word).physical
+        found["the stack"] = int.from_bytes(memory.read(at, arch.word), "little")
+    return found
 
 
 def read(memory: Memory, mode: PagingMode, cpu: CpuState, arch: Arch, crash_region: Range) -> Kimage:
-    """The struct that machine_kexec was given; cpu: at its first instruction. EvidenceError when it makes no sense."""
-    address, blob = _struct(memory, mode, cpu, arch)
+    """The struct that machine_kexec was given; cpu: at its first instruction. EvidenceError when it makes no sense.
+
+    Of two places that may hold the argument, the one counts whose struct bears out what it is: nothing is moved for
+    kdump, so that `entry` still points to `head` (do_kimage_alloc_init(), kernel/kexec_core.c); or `start` lies in one
+    of the image's own segments.
+    """
+    found: list[Kimage] = []
+    problems = []
+    for place, address in arguments(memory, mode, cpu, arch).items():
+        try:
+            image, sure = _read_at(memory, mode, cpu, arch, (address, place), crash_region)
+        except EvidenceError as problem:
+            problems.append(f"in {place}: {problem.message}")
+            continue
+        if sure:
+            return image
+        found.append(image)
+    if not found:
+        raise EvidenceError(f"the argument of {symbols.MACHINE_KEXEC} can't be read; {'; '.join(problems)}")
+    return found[0]
+
+
+def _read_at(
+    memory: Memory, mode: PagingMode, cpu: CpuState, arch: Arch, argument: tuple[int, str], crash_region: Range
+) -> tuple[Kimage, bool]:
+    """The struct at a virtual address, and whether it bears out that it is one. argument: the address, where it was."""
+    address, place = argument
+
+    blob = _struct(memory, mode, cpu, address)
     image = parse(blob, arch, address, crash_region)
-    pages = _pages(memory, mode, cpu, page_pointers(blob, arch))
-    return replace(image, pages=pages, segments=segments(blob, arch, crash_region))
+    # A struct with `destination` has no `arch` at its end: what lies behind it is somebody else's.
+    pointers = page_pointers(blob, arch) if image.layout == _LAYOUTS[0][1] else []
+    pages = _pages(memory, mode, cpu, pointers)
+    layout = f"{image.layout}; its address in {place}"
+    places = segments(blob, arch, crash_region)
+    entry = int.from_bytes(blob[arch.word : 2 * arch.word], "little")
+    sure = entry == address or any(start <= image.start < start + size for start, size in places)
+    return replace(image, layout=layout, pages=pages, segments=places), sure
 
 
 def read_plain(
     memory: Memory, mode: PagingMode, cpu: CpuState, arch: Arch, ram: Sequence[Range]
 ) -> tuple[Kimage, PageList]:
     """The same of a plain kexec, and what is copied where. ram: what an image may be copied to."""
-    address, blob = _struct(memory, mode, cpu, arch)
-    image = parse_plain(blob, arch, address, ram)
+    blob, image = _first_plain(memory, mode, cpu, arch, ram)
     copied = pagelist.read(memory, int.from_bytes(blob[: arch.word], "little"), arch.word)
     inside = np.zeros(len(copied.destinations), np.bool_)
     for mem, size in image.segments:
@@ -74,15 +115,28 @@ def read_plain(
     return replace(image, pages=pages, lists=copied.lists), copied
 
 
-def _struct(memory: Memory, mode: PagingMode, cpu: CpuState, arch: Arch) -> tuple[int, bytes]:
-    """(virtual address, up to SIZE bytes) of what machine_kexec was given."""
-    address = argument(arch, cpu)
+def _first_plain(
+    memory: Memory, mode: PagingMode, cpu: CpuState, arch: Arch, ram: Sequence[Range]
+) -> tuple[bytes, Kimage]:
+    """The first of the places that may hold the argument whose struct makes sense."""
+    problems = []
+    for place, address in arguments(memory, mode, cpu, arch).items():
+        try:
+            blob = _struct(memory, mode, cpu, address)
+            return blob, parse_plain(blob, arch, address, ram)
+        except EvidenceError as problem:
+            problems.append(f"in {place}: {problem.message}")
+    raise EvidenceError(f"the argument of {symbols.MACHINE_KEXEC} can't be read; {'; '.join(problems)}")
+
+
+def _struct(memory: Memory, mode: PagingMode, cpu: CpuState, address: int) -> bytes:
+    """Up to SIZE bytes at a virtual address."""
     try:
         where = paging.translate(memory, mode, cpu.cr3, address).physical
-    except paging.NotMapped as problem:
-        raise EvidenceError(f"the argument of machine_kexec, {address:#x}, is no pointer: {problem}") from problem
-    # never into the next page: that one may lie elsewhere, or nowhere
-    return address, memory.read(where, min(SIZE, PAGE_SIZE - where % PAGE_SIZE))
+        # never into the next page: that one may lie elsewhere, or nowhere
+        return memory.read(where, min(SIZE, PAGE_SIZE - where % PAGE_SIZE))
+    except (paging.NotMapped, OutsideMemory) as problem:
+        raise EvidenceError(f"{address:#x} is no pointer: {problem}") from problem
 
 
 def _pages(memory: Memory, mode: PagingMode, cpu: CpuState, pointers: Iterable[int]) -> tuple[int, ...]:
@@ -103,6 +157,8 @@ def page_pointers(blob: bytes, arch: Arch) -> list[int]:
 def parse(blob: bytes, arch: Arch, address: int, crash_region: Range) -> Kimage:
     """Read WORDS words of a struct kimage. EvidenceError when no known layout puts the entry into the crash region."""
     word = arch.word
+    if len(blob) < WORDS * word:
+        raise EvidenceError(f"struct kimage at {address:#x} goes on in another page, which is not looked at")
     words = [int.from_bytes(blob[i : i + word], "little") for i in range(0, WORDS * word, word)]
     for index, layout in _LAYOUTS:
         if words[index] in crash_region:

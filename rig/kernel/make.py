@@ -71,11 +71,13 @@ def environment(caller: Mapping[str, str]) -> dict[str, str]:
 def run(
     argv: Sequence[str], tree: Path, log: Path, cancel: threading.Event, on_progress: Callable[[Progress], None]
 ) -> Progress:
-    """Run make to its end in `tree`; all it says goes to `log` (appended). Returns how much was made, and how long.
+    """Run make, or what prepares for it, to its end in `tree`; all it says goes to `log` (appended).
+
+    Returns how much was made, and how long it took.
 
     on_progress: called about every POLL seconds.
 
-    :raise MachineError: make failed; carries what the tools said last
+    :raise MachineError: it failed; carries what the tools said last
     :raise Cancelled: `cancel` was set; make and all it started are gone, half-written files too
     """
     started, rest = time.monotonic(), b""
@@ -98,7 +100,9 @@ def run(
         status = process.wait()
     if status:
         words = last_words(log.read_text(errors="replace").removeprefix(before))
-        raise MachineError(f"make failed (exit status {status}):\n{words}", hint=f"all that it said: {log}")
+        raise MachineError(
+            f"{Path(argv[0]).name} failed (exit status {status}):\n{words}", hint=f"all that it said: {log}"
+        )
     return Progress(steps, time.monotonic() - started)
 
 

@@ -109,6 +109,17 @@ def test_an_accessed_bit_is_the_cpus(tmp_path: Path) -> None:
     assert (found.verdict, owner) == (Verdict.PASS, "accessed/dirty bits of page tables, set by the CPU")
 
 
+def test_a_kernel_that_does_not_tell_where_its_data_lie_is_not_judged(tmp_path: Path) -> None:
+    """Neither failed for what is its own, nor passed for what may be somebody else's."""
+    for release, address in (("2.6.18", 0x400010), ("2.6.29.6", 0x100010)):
+        machine = forged()
+        machine.learn(kernel=replace(machine.facts.kernel, release=release))
+        machine.change(Checkpoint.HANDOVER, address, b"1234")
+        found = judged(machine, tmp_path / release, [(MACHINE_KEXEC, "90", {})])
+        assert (found.verdict, found.figures["bytes_changed"]) == (Verdict.ERROR, 4)
+        assert "does not tell where" in found.summary
+
+
 def test_claims_tell_the_owner_of_given_bytes(tmp_path: Path) -> None:
     told = claims(Machine().write(tmp_path))
     spot = Change("", NOTES[0][0], 4)

@@ -139,6 +139,15 @@ def test_a_transition_table_that_is_the_crashed_tasks_or_the_kernels_fails(tmp_p
         assert judged(PLACED, machine, tmp_path).verdict is Verdict.FAIL
 
 
+def test_tables_that_may_be_an_old_kernels_own_variables_are_not_judged(tmp_path: Path) -> None:
+    for control, verdict in ((CONTROL, Verdict.ERROR), (0x601000, Verdict.FAIL)):
+        machine = Handover(pages=(), control=control).machine()
+        machine.learn(kernel=replace(machine.facts.kernel, release="2.6.20"))
+        result = judged(PLACED, machine, tmp_path / verdict)
+        assert result.verdict is verdict
+        assert ("variables" in result.summary) is (verdict is Verdict.ERROR)
+
+
 def test_a_stack_elsewhere_fails(handover: Handover, tmp_path: Path) -> None:
     handover.more_steps = [(CONTROL + 0x20, "c3", {"rsp": 0x500100})]
     result = judged(PLACED, handover.machine(), tmp_path)

@@ -17,6 +17,7 @@ from rig.guest.apt import (
     parse_candidates,
     parse_depends,
     source_lines,
+    source_package_lines,
     suite_sources,
     version_key,
 )
@@ -123,6 +124,14 @@ def test_a_suite_beside_the_plain_one_comes_from_where_its_like_or_the_plain_one
 
 def test_where_no_source_knows_suites_there_is_none() -> None:
     assert suite_sources("copy:/vendor/ ./ $(COMPONENT)\n", "bullseye") == ""
+
+
+def test_source_packages_come_from_where_binary_ones_do() -> None:
+    assert places(source_package_lines(TARGETS)) == [
+        "deb-src file:/mirror/ bookworm main",
+        "deb-src file:/mirror/ bookworm-updates main",
+        "deb-src file:/security/ bookworm-security main",
+    ]
 
 
 @needs_apt

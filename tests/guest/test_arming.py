@@ -12,6 +12,7 @@ from rig.facts import PerCpu
 from rig.guest.arming import (
     TRIGGER,
     _explain,
+    parse_crash_notes,
     parse_iomem,
     parse_per_cpu,
     parse_sections,
@@ -117,6 +118,11 @@ def test_a_system_call_that_the_scenario_is_about_is_not_offered() -> None:
 def test_sections_may_be_empty() -> None:
     text = "@missing\n@iomem\n0-1 : a\n2-3 : b\n@log\nuser@host\n@loaded\n1\n"
     assert parse_sections(text) == {"missing": "", "iomem": "0-1 : a\n2-3 : b\n", "log": "user@host\n", "loaded": "1\n"}
+
+
+def test_crash_notes_by_cpu_sizes_are_decimal() -> None:
+    assert parse_crash_notes("10 1f000 424\n2 1e000 1024\n") == ((0x1E000, 1024), (0x1F000, 424))
+    assert parse_crash_notes("") == ()
 
 
 def test_the_per_cpu_chunk_in_the_kernels_words() -> None:

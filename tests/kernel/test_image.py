@@ -90,6 +90,16 @@ def test_old_protocols_tell_their_architecture_by_utsname(kernel: bytes, arch: A
     assert (image.arch, image.relocatable) == (arch, False)
 
 
+def test_gzips_magic_within_the_decompressor_is_passed_over() -> None:
+    packed = bzimage(
+        "2.6.18 (x)",
+        protocol=0x204,
+        config="CONFIG_A=y\n",
+        pack=lambda data: b"\x1f\x8b\x08 and no stream" + gzip.compress(data),
+    )
+    assert parse(packed).config == {"CONFIG_A": "y"}
+
+
 def test_an_old_protocol_whose_kernel_cannot_be_read() -> None:
     with pytest.raises(UnsuitableKernel, match="doesn't tell its architecture"):
         parse(bzimage("2.6.18 (x)", protocol=0x204, pack=lambda data: b"????" + data))
@@ -100,7 +110,7 @@ MISTAKES: dict[str, tuple[bytes, str]] = {
     "vmlinux": (b"\x7fELF" + bytes(4096), "ELF file, a vmlinux"),
     "text": (b"hello\n" * 900, "not a bzImage: no boot header"),
     "short": (bzimage(VERSION)[:0x210], "not a bzImage: no boot header"),
-    "truncated": (bzimage(VERSION)[:-1], "is truncated: "),
+    "truncated": (bzimage(VERSION)[:-16], "is truncated: "),
     "zImage": (bytes([*bzimage(VERSION)[:0x211], 0, *bzimage(VERSION)[0x212:]]), "loaded low"),
     "no version": (bzimage(""), "doesn't tell its release"),
 }
@@ -113,6 +123,13 @@ def test_what_is_not_a_bzimage_is_told_by_name(tmp_path: Path, mistake: str) -> 
     with pytest.raises(UnsuitableKernel, match=words) as caught:
         inspect(tmp_path / "image")
     assert str(tmp_path / "image") in caught.value.message
+
+
+def test_the_last_paragraph_of_an_old_image_need_not_be_full() -> None:
+    """arch/i386/boot/tools/build.c of 2.6.18 rounds syssize up, and writes what there is."""
+    old = bzimage("2.6.18 (x)", protocol=0x204, kernel=b"\0i686\0")
+    assert parse(old[:-15]).release == "2.6.18"
+    assert not parse(old).relocatable
 
 
 def test_what_is_not_a_file(tmp_path: Path) -> None:
@@ -162,6 +179,16 @@ def test_an_old_kernel_is_not_asked_for_options_it_never_had() -> None:
     assert missing_options(*ask, release="3.9") == []
     assert missing_options(*ask, release="6.1.0") == ["CONFIG_BINFMT_SCRIPT"]
     assert missing_options(*ask) == ["CONFIG_BINFMT_SCRIPT"]
+    del config["CONFIG_RELOCATABLE"]
+    assert missing_options(*ask, release="2.6.18") == []
+    assert missing_options(*ask, release="2.6.22") == ["CONFIG_RELOCATABLE"]
+
+
+def test_a_kernel_that_cant_be_moved_need_not_be_able_to_be_a_crash_kernel() -> None:
+    config = dict.fromkeys({*NEEDED} - {"CONFIG_RELOCATABLE", "CONFIG_CRASH_DUMP", "CONFIG_PROC_VMCORE"}, "y")
+    ask = (config, Arch.I386, PagingMode.TWO_LEVEL, "6.1.0")
+    assert missing_options(*ask, relocatable=False) == []
+    assert missing_options(*ask) == ["CONFIG_CRASH_DUMP", "CONFIG_PROC_VMCORE", "CONFIG_RELOCATABLE"]
 
 
 def test_a_dot_config() -> None:

@@ -1,0 +1,34 @@
+"""What a kernel can't do yet, by its release. Every such bound of the rig's is here, with its source. Pure."""
+
+from __future__ import annotations
+
+import re
+
+Release = tuple[int, int, int]
+
+# glibc 2.26 and newer, static programs too, are built for at least this kernel on x86 (NEWS of 2.26: --enable-kernel);
+# before it they end with "kernel too old", or crash.
+GLIBC: Release = (3, 2, 0)
+# crashkernel=SIZE finds its own place ("x86: Find offset for crashkernel reservation automatically", Bernhard Walle,
+# June 2008); before, it reserves nothing without @OFFSET.
+CRASHKERNEL_PLACED: Release = (2, 6, 27)
+# CONFIG_RELOCATABLE on both i386 (2.6.20) and x86_64 (2.6.22).
+RELOCATABLE: Release = (2, 6, 22)
+# The first per-CPU chunk, and the kernel's line about it, which tells how large it is (mm/percpu.c): before, nothing
+# tells where per-CPU data lie.
+PER_CPU_TOLD: Release = (2, 6, 30)
+# The transition's page tables are allocated with the image (i386: 92be3d6bdf2c, x86_64: f5deb79679af); before, from
+# 2.6.19 on, they were variables of the kernel's.
+TABLES_ALLOCATED: Release = (2, 6, 30)
+
+
+def numbers(release: str) -> Release | None:
+    """`uname -r` as numbers to compare: 2.6.18-6-686 -> (2, 6, 18). None when it doesn't begin with a version."""
+    found = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", release)
+    return (int(found[1]), int(found[2]), int(found[3] or 0)) if found else None
+
+
+def older(release: str, bound: Release) -> bool:
+    """Whether a kernel is older than a bound; a release that can't be read is taken for a newer one."""
+    read = numbers(release)
+    return read is not None and read < bound
