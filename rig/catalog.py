@@ -24,7 +24,8 @@ from typing import Any, TypeVar
 import msgspec
 
 from rig.errors import CatalogueError, RequestError
-from rig.model import Cells, Dump, Guest, Kernel, LoadKind, Scenario, Selection, Verdict
+from rig.guest import makedumpfile
+from rig.model import Cells, Dump, DumpTo, Guest, Kernel, LoadKind, Scenario, Selection, Verdict
 from rig.sabotage import parameter_complaint
 
 GUESTS, KERNELS, SCENARIOS = "guests", "kernels", "scenarios"
@@ -326,6 +327,12 @@ def _scenario_complaints(scenario: Scenario) -> Iterable[tuple[str, str]]:
         yield "expect_failed", 'must name the checks that fail when expect = "fail", and only then'
     if scenario.hops < 0:
         yield "hops", f"{scenario.hops} is less than none"
+    if scenario.dump_options and scenario.dump is not Dump.MAKEDUMPFILE:
+        yield "dump_options", f"only with dump = {Dump.MAKEDUMPFILE.value!r}"
+    elif complaint := makedumpfile.complaint(scenario.dump_options):
+        yield "dump_options", complaint
+    if scenario.dump_to is not DumpTo.SSH and scenario.dump is Dump.HEADERS:
+        yield "dump_to", "only with a whole dump: dump = 'raw' or 'makedumpfile'"
     if complaint := parameter_complaint(scenario.parameters):
         yield "sabotage", complaint
 

@@ -73,6 +73,9 @@ def parser() -> argparse.ArgumentParser:
         *(_add_selection, _add_manner, _add_catalogue),
         epilog=f"{EXAMPLES}\n{EXIT_CODES}",
     )
+    run.add_argument(
+        "--keep-dump", action="store_true", help="keep the whole dump with the evidence, for crash or drgn"
+    )
     run.add_argument("scenario", metavar="SCENARIO", help="a name from `rig list scenarios`")
     many = command(
         "matrix",

@@ -19,7 +19,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from rig.errors import Cancelled, RequestError
-from rig.model import Options, RunPlan, RunResult, Verdict
+from rig.model import Dump, Options, RunPlan, RunResult, Verdict
 
 if TYPE_CHECKING:
     from rig.catalog import Catalogue
@@ -42,7 +42,13 @@ def print_json(document: dict[str, Any]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    return _carry_out(_plans(args, [args.scenario]), _options(args), lambda done: _print_verdicts(done, args.json))
+    plans, options = _plans(args, [args.scenario]), _options(args)
+    if options.keep_dump and plans[0].scenario.dump is Dump.HEADERS:
+        raise RequestError(
+            f"the scenario {args.scenario} takes only the headers of the dump: there is no dump to keep",
+            hint='--keep-dump is for scenarios with dump = "raw" or "makedumpfile", like dump-raw',
+        )
+    return _carry_out(plans, options, lambda done: _print_verdicts(done, args.json))
 
 
 def _carry_out(plans: Sequence[RunPlan], options: Options, show: Callable[[Sequence[Finished]], None]) -> int:

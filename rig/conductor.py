@@ -8,6 +8,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import IO
 
 from rig import plain, sabotage, saboteur, trace
 from rig.errors import (
@@ -22,7 +23,7 @@ from rig.errors import (
 )
 from rig.evidence import LISTING, Evidence, EvidenceWriter, to_json
 from rig.facts import DumpInfo, Facts, Kimage, PlainPanic
-from rig.guest import arming
+from rig.guest import arming, disk
 from rig.judge import judge
 from rig.kernel import efi, exception, kimage, symbols
 from rig.live import Listener, Run, attached, held
@@ -143,7 +144,7 @@ class _Run(Run):
             else:
                 self._hand_over(vm, recorder, record)
                 self._crash_boot(vm, recorder)
-                self._dump(vm, recorder)
+                self._dump(vm, recorder, artefacts.disk)
         except GuestDied:
             self.guest_ended = self.ended_itself(vm)
             raise
@@ -263,6 +264,8 @@ class _Run(Run):
             self.capture(vm, recorder, Checkpoint.HANDOVER)
             if record:
                 self.learn(**saboteur.read_record(recorder.live, record))
+            if vm.spec.disk:
+                disk.require_untouched(vm)
             # what the first kernel printed, its panic first of all, must not be taken for the crash kernel's
             vm.console.discard()
 
@@ -289,8 +292,8 @@ class _Run(Run):
             with held(vm):
                 self.capture(vm, recorder, Checkpoint.CRASH_KERNEL)
 
-    def _dump(self, vm: Vm, recorder: Recorder) -> None:
-        """The dump as far as the scenario asks for it."""
+    def _dump(self, vm: Vm, recorder: Recorder, drive: IO[bytes] | None) -> None:
+        """The dump as far as the scenario asks for it. drive: the guest's disk, when it is to be written there."""
         if not self.facts.vmcore_present:
             return  # crash-kernel-boots says so
         from rig import dump  # its imports were loaded while the crash kernel booted
@@ -303,18 +306,23 @@ class _Run(Run):
             session, why = dump.log_in(vm, self.keys, self.no_network, stack, deadline)
             if session is None:
                 self.listener(f"note: no SSH ({why}); the dump's headers come over the console")
-                dump.fetch_front(lambda at, n: vm.shell.read_file(dump.VMCORE, at, n, deadline), pgd, self.writer)
-                self.learn(dump=DumpInfo("console", pgd, why))
-                return
-            headers = dump.fetch_front(lambda at, n: session.read(dump.VMCORE, at, n, deadline), pgd, self.writer)
-            info = DumpInfo("ssh", pgd)
+            read = vm.shell.read_file if session is None else session.read
+            headers = dump.fetch_front(lambda at, n: read(dump.VMCORE, at, n, deadline), pgd, self.writer)
+            info = DumpInfo("ssh" if session else "console", pgd, why)
             self.learn(dump=info)
-            if (kind := self.plan.scenario.dump) is Dump.HEADERS:
+            if self.plan.scenario.dump is Dump.HEADERS:
                 return
+            if drive is not None:
+                source = dump.over_disk(vm.shell, drive)
+            elif session is not None:
+                source = dump.over_ssh(session)
+            else:
+                return  # vmcore-faithful says so
 
             def at_panic(addresses: Words) -> Words:
                 return hashes_at(addresses, recorder.hash_pages(), self.facts.ram)
 
-            whole = dump.take(kind, session, headers, at_panic, self.writer, self.listener, self.options.deadline)
+            scenario, tell = self.plan.scenario, self.listener
+            whole = dump.take(scenario, source, headers, at_panic, self.writer, tell, self.options)
             self.keep += whole.differing
             self.learn(dump=replace(info, transfer=whole.transfer))

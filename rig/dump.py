@@ -3,36 +3,34 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import IO
 
 from rig.errors import EvidenceError, GuestHung
 from rig.evidence import FILTERED_HEADERS, HEADERS, PGD, EvidenceWriter
+from rig.evidence import VMCORE as KEPT
 from rig.facts import Transfer
-from rig.guest import ssh
+from rig.guest import disk, makedumpfile, ssh
 from rig.guest.keys import RunKeys
-from rig.guest.packages import MAKEDUMPFILE
 from rig.guest.ssh import GuestSsh
-from rig.memory import vmcore
+from rig.memory import kdump, vmcore
 from rig.memory.dump import DumpHashes, Flattened, Words, cut
-from rig.model import PAGE_SIZE, Dump
+from rig.model import PAGE_SIZE, Dump, DumpTo, Options, Scenario
 from rig.vm.deadline import Deadline
 from rig.vm.qemu import Vm
+from rig.vm.shell import Shell
 
 Read = Callable[[int, int], bytes]  # offset in a dump, size
 Listener = Callable[[str], None]
 
 VMCORE = "/proc/vmcore"
 FIRST_READ = 16384  # bytes of /proc/vmcore that usually hold all its headers
-# -F: for output that can't seek. -E: as ELF. -d 31: without all that makedumpfile knows to leave out, as distributions
-# set it up. --message-level 4: errors only.
-COMMANDS = {
-    Dump.RAW: f"dd if={VMCORE} bs=1M",
-    Dump.MAKEDUMPFILE: f"{MAKEDUMPFILE} -F -E -d 31 --message-level 4 {VMCORE}",
-}
+RAW = f"dd if={VMCORE} bs=1M"
 # Bytes a second that a transfer must reach. Under TCG it does 5 to 10 MB/s where a core is free, 2 on a machine with
 # four times the load it has cores for. /proc/vmcore alone reads at 190 MB/s there: the time goes into SSH and the
 # network. dropbear offers paramiko no cipher that is cheaper than the aes128-ctr they agree on.
@@ -41,6 +39,15 @@ SLOWEST = 1 << 20
 KEEP = 4096
 _NEWS = 5.0  # seconds between two words on how far it is
 _MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the output of a command in the crash kernel comes out, in parts. protection: as in Transfer."""
+
+    via: DumpTo
+    parts: Callable[[str, Deadline], Generator[bytes, None, None]]
+    protection: str = ""
 
 
 @dataclass(frozen=True)
@@ -81,30 +88,49 @@ def fetch_front(read: Read, pgd: int, writer: EvidenceWriter) -> vmcore.VmcoreHe
     return headers
 
 
+def over_ssh(session: GuestSsh) -> Source:
+    """The dump as the output of a command that the crash kernel's SSH server runs."""
+    return Source(DumpTo.SSH, session.stream, session.protection)
+
+
+def over_disk(shell: Shell, file: IO[bytes]) -> Source:
+    """The dump written to the guest's disk first, and read from that disk's file."""
+
+    def parts(command: str, deadline: Deadline) -> Generator[bytes, None, None]:
+        yield from disk.read(file, disk.write(shell, command, deadline))
+
+    return Source(DumpTo.DISK, parts)
+
+
 def take(
-    kind: Dump,
-    session: GuestSsh,
+    scenario: Scenario,
+    source: Source,
     headers: vmcore.VmcoreHeaders,
     at_panic: Callable[[Words], Words],
     writer: EvidenceWriter,
     listener: Listener,
-    patience: float,
+    options: Options,
 ) -> Whole:
-    """The whole dump, raw or filtered, over SSH; of it, hashes and what differs go into the evidence.
+    """The whole dump, raw or filtered; of it, hashes and what differs go into the evidence, or all of it.
 
-    headers: of /proc/vmcore. at_panic: hashes of the pages at physical addresses. patience: seconds besides those that
-    its size is worth at SLOWEST. A dump that ends too early is recorded as it came.
+    headers: of /proc/vmcore. at_panic: hashes of the pages at physical addresses. It gets a phase's deadline, and the
+    time that its size is worth at SLOWEST. A dump that ends too early is recorded as it came.
     """
-    command = COMMANDS[kind]
+    raw = scenario.dump is Dump.RAW
+    command = RAW if raw else makedumpfile.command(scenario.dump_options, VMCORE)
     size = max(load.offset + load.size for load in headers.loads)
-    deadline = Deadline.after(patience + size / SLOWEST, f"`{command}` to end")
+    deadline = Deadline.after(options.deadline + size / SLOWEST, f"`{command}` to end")
     started = time.monotonic()
-    meter = _Meter(listener, size, kind)
-    with contextlib.closing(session.stream(command, deadline)) as stream:
+    meter = _Meter(listener, size, scenario.dump)
+    with contextlib.closing(source.parts(command, deadline)) as stream:
         parts = meter.count(stream)
-        found = _take_raw(parts, headers, at_panic) if kind is Dump.RAW else _take_filtered(parts, at_panic, writer)
-    transfer = Transfer(command, meter.bytes, round(time.monotonic() - started, 3), session.protection)
+        if raw:
+            found = _take_raw(parts, headers, at_panic, writer, options.keep_dump)
+        else:
+            found = _take_filtered(parts, at_panic, writer, options.keep_dump)
+    seconds = round(time.monotonic() - started, 3)
     writer.write_dump(found.hashes, found.kept)
+    transfer = Transfer(command, meter.bytes, seconds, source.protection, source.via)
     return Whole(transfer, tuple(found.kept_pages))
 
 
@@ -115,17 +141,27 @@ def _headers(read: Read, first: int) -> bytes:
     return front[:size] if size <= len(front) else read(0, size)
 
 
-def _take_raw(parts: Iterator[bytes], headers: vmcore.VmcoreHeaders, at_panic: Callable[[Words], Words]) -> DumpHashes:
-    """Hashed on its way, never held."""
+def _take_raw(
+    parts: Iterator[bytes],
+    headers: vmcore.VmcoreHeaders,
+    at_panic: Callable[[Words], Words],
+    writer: EvidenceWriter,
+    keep: bool,
+) -> DumpHashes:
+    """Hashed on its way, and not held unless it is to be kept."""
     found = _begin(headers, at_panic)
-    for part in parts:
-        found.feed(part)
+    with writer.create(KEPT) if keep else open(os.devnull, "wb") as copy:
+        for part in parts:
+            copy.write(part)
+            found.feed(part)
     return found
 
 
-def _take_filtered(parts: Iterator[bytes], at_panic: Callable[[Words], Words], writer: EvidenceWriter) -> DumpHashes:
+def _take_filtered(
+    parts: Iterator[bytes], at_panic: Callable[[Words], Words], writer: EvidenceWriter, keep: bool
+) -> DumpHashes:
     """makedumpfile writes its headers when it knows what is in the dump: a file on disk holds it until then."""
-    with tempfile.TemporaryFile(dir=writer.path) as spool:
+    with writer.create(KEPT) if keep else tempfile.TemporaryFile(dir=writer.path) as spool:
         flat = Flattened()
         for part in parts:
             for offset, blob in flat.feed(part):
@@ -134,23 +170,39 @@ def _take_filtered(parts: Iterator[bytes], at_panic: Callable[[Words], Words], w
         if not flat.complete:
             raise EvidenceError("the output of makedumpfile ends before its own mark of the end")
 
-        blob = _headers(lambda at, size: _read_at(spool, at, size), _MIB)
-        writer.write(FILTERED_HEADERS, blob)
-        found = _begin(vmcore.parse_headers(blob), at_panic)
-        spool.seek(0)
-        while chunk := spool.read(_MIB):
-            found.feed(chunk)
-        return found
+        def read(offset: int, size: int) -> bytes:
+            spool.seek(offset)
+            return spool.read(size)
+
+        is_kdump = read(0, len(kdump.SIGNATURE)) == kdump.SIGNATURE
+        return (_read_kdump if is_kdump else _read_elf)(read, at_panic, writer)
+
+
+def _read_elf(read: Read, at_panic: Callable[[Words], Words], writer: EvidenceWriter) -> DumpHashes:
+    blob = _headers(read, _MIB)
+    writer.write(FILTERED_HEADERS, blob)
+    found = _begin(vmcore.parse_headers(blob), at_panic)
+    for offset in itertools.count(0, _MIB):
+        chunk = read(offset, _MIB)
+        if not chunk:
+            return found
+        found.feed(chunk)
+    raise AssertionError("unreachable: count() does not end")
+
+
+def _read_kdump(read: Read, at_panic: Callable[[Words], Words], writer: EvidenceWriter) -> DumpHashes:
+    blob = read(0, kdump.front_size(read(0, 2 * PAGE_SIZE)))
+    writer.write(FILTERED_HEADERS, blob)
+    dump = kdump.parse_front(blob)
+    found = _begin(dump.headers, at_panic)
+    for page in kdump.pages(read, dump):
+        found.feed(page)
+    return found
 
 
 def _begin(headers: vmcore.VmcoreHeaders, at_panic: Callable[[Words], Words]) -> DumpHashes:
     pieces = cut(headers.loads)
     return DumpHashes(pieces, at_panic(pieces.address), KEEP)
-
-
-def _read_at(file: IO[bytes], offset: int, size: int) -> bytes:
-    file.seek(offset)
-    return file.read(size)
 
 
 class _Meter:

@@ -26,9 +26,10 @@
     memory/CHECKPOINT.ram.zst   all of RAM, only with --keep-memory
     vmcore/headers.bin          the front of /proc/vmcore: ELF header, program headers, notes
     vmcore/pgd.bin              the page that CR3 pointed to, as the dump shows it
-    vmcore/filtered-headers.bin the same of the dump that makedumpfile made of it
+    vmcore/filtered-headers.bin the same of the dump that makedumpfile made of it (kdump-compressed: with its bitmaps)
     vmcore/dump.hashes.zst      xxh3_64 of every piece of the whole dump that arrived (rig/memory/dump.py says what a
                                 piece is), in the order of the dump
+    vmcore/vmcore               the whole dump as a user gets it, for crash or drgn: only with --keep-dump
     vmcore/dump.pages.zst       the pieces of the dump that differ from `panic`, and those that are no whole pages; by
                                 number instead of pfn, filled up with zeroes
 
@@ -44,7 +45,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import IO, TypeVar
 
 import msgspec
 import numpy as np
@@ -54,6 +55,7 @@ import zstandard
 
 from rig.errors import EvidenceError, RequestError
 from rig.facts import Facts
+from rig.memory import kdump
 from rig.memory.dump import hashes_at
 from rig.memory.image import PagesMemory
 from rig.memory.packed import pack_hashes, pack_pages, unpack_hashes, unpack_pages
@@ -84,6 +86,7 @@ FILTERED_HEADERS = "vmcore/filtered-headers.bin"
 IMAGE = "memory/image.words.zst"
 DUMP_HASHES = "vmcore/dump.hashes.zst"
 DUMP_PAGES = "vmcore/dump.pages.zst"
+VMCORE = "vmcore/vmcore"
 LISTING = "handover.txt"
 # Not a checkpoint: the guest died between `machine-kexec` and `handover`, and QEMU has kept it as it was.
 DIED = "died"
@@ -154,6 +157,12 @@ class EvidenceWriter:
         target = self.path / name
         target.parent.mkdir(exist_ok=True)
         target.write_bytes(blob)
+
+    def create(self, name: str) -> IO[bytes]:
+        """One file to be written and read in parts; its folder is made."""
+        target = self.path / name
+        target.parent.mkdir(exist_ok=True)
+        return target.open("w+b")
 
     def write_registers(self, checkpoint: str, cpus: Iterable[CpuState]) -> None:
         self.write(f"{REGISTERS}/{checkpoint}.json", to_json(tuple(cpus)))
@@ -309,8 +318,10 @@ class Evidence:
     @cached_property
     def dump(self) -> VmcoreHeaders:
         """The headers of the dump that was taken whole: /proc/vmcore's own, or makedumpfile's."""
-        filtered = self.facts.plan.scenario.dump is Dump.MAKEDUMPFILE
-        return parse_headers(self._read(FILTERED_HEADERS)) if filtered else self.vmcore
+        if self.facts.plan.scenario.dump is not Dump.MAKEDUMPFILE:
+            return self.vmcore
+        blob = self._read(FILTERED_HEADERS)
+        return kdump.parse_front(blob).headers if blob.startswith(kdump.SIGNATURE) else parse_headers(blob)
 
     @cached_property
     def dump_hashes(self) -> npt.NDArray[np.uint64]:

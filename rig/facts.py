@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rig import loads
-from rig.model import Checkpoint, Failure, KernelIdentity, LoadKind, PagingMode, Phase, Range, RunPlan
+from rig.model import Checkpoint, DumpTo, Failure, KernelIdentity, LoadKind, PagingMode, Phase, Range, RunPlan
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,8 @@ class Transfer:
     command: str  # run in the crash kernel
     bytes: int  # of its output
     seconds: float  # of wall time
-    protection: str  # cipher, MAC and compression of the SSH session
+    protection: str = ""  # cipher, MAC and compression of the SSH session
+    via: DumpTo = DumpTo.SSH
 
 
 @dataclass(frozen=True)

@@ -133,6 +133,13 @@ class Dump(enum.StrEnum):
     MAKEDUMPFILE = "makedumpfile"  # what makedumpfile leaves of it in the guest
 
 
+class DumpTo(enum.StrEnum):
+    """The way that a whole dump leaves the crash kernel."""
+
+    SSH = "ssh"
+    DISK = "disk"  # a disk of the guest's, which the rig then reads
+
+
 @dataclass(frozen=True)
 class Scenario:
     """What is done to a guest and what must come of it."""
@@ -151,6 +158,8 @@ class Scenario:
     hops: int = 0  # so often the first kernel is entered again by a plain kexec, unwatched, before it is armed
     crashkernel: str = ""  # instead of the guest's; "none": no memory is reserved
     dump: Dump = Dump.HEADERS
+    dump_options: str = ""  # of makedumpfile: its format and filter level (rig/guest/makedumpfile.py)
+    dump_to: DumpTo = DumpTo.SSH
     # A control in kernels/controls, loaded before the trigger, with its module parameters ("damage what=pte"), or an
     # injection: damage that the rig does through the debugger. {pattern} and so on: see rig/sabotage.py.
     sabotage: str = ""
@@ -195,6 +204,7 @@ class Options:
     jobs: int = 0  # 0: as many as the cores and memory allow
     accel: str = "auto"  # auto | tcg | kvm
     keep_memory: bool = False
+    keep_dump: bool = False  # the whole dump stays in the evidence directory, for crash or drgn
     deadline: float = 180.0  # seconds a single phase may take under TCG
     refused_is_error: bool = False  # a wrong request of one run among many: could not judge, instead of ending them all
     seed: int | None = None  # of what a sabotage chooses at random; None: choose one and record it
@@ -235,6 +245,7 @@ class KernelFiles:
     bzimage: Path
     sha256: str
     modules: tuple[Path, ...] = ()
+    disk_modules: tuple[Path, ...] = ()  # those for a disk, after `modules`
     vmlinux: Path | None = None
     suite: str = ""  # of its packages, as in Kernel
     relocatable: bool = True  # runs where it is loaded; one that isn't can't be its own crash kernel

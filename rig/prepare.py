@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import rig
 from rig import catalog, loads
 from rig.errors import RequestError
-from rig.guest import initramfs, legacy
+from rig.guest import disk, initramfs, legacy, makedumpfile
 from rig.guest.cache import Cache
 from rig.guest.keys import RunKeys
-from rig.guest.packages import MAKEDUMPFILE, PackageCache
+from rig.guest.packages import PackageCache
 from rig.guest.userland import Userland
 from rig.kernel import ages
 from rig.kernel.build import obtain
@@ -25,6 +25,7 @@ from rig.kernel.modules import build_module
 from rig.model import (
     Arch,
     Dump,
+    DumpTo,
     Firmware,
     Guest,
     Kernel,
@@ -63,6 +64,7 @@ class Artefacts:
     control: bool
     vmlinux: Path | None
     cache: Cache
+    disk: IO[bytes] | None  # that the machine has for the dump
 
 
 def cmdlines(guest: Guest, scenario: Scenario, release: str) -> tuple[str, str]:
@@ -80,7 +82,7 @@ def cmdlines(guest: Guest, scenario: Scenario, release: str) -> tuple[str, str]:
     return " ".join(filter(None, first)), " ".join(filter(None, crash))
 
 
-@contextmanager
+@contextlib.contextmanager
 def prepare(
     plan: RunPlan,
     options: Options,
@@ -110,10 +112,13 @@ def prepare(
     userlands = tuple(_userland(cache, files, plan.scenario.dump, cancel) for files in (kernel, crash))
     blob = _initramfs(userlands, plan, (kernel, crash), keys, (control, trigger))
     first, second = cmdlines(guest, plan.scenario, kernel.release)
-    fd = os.memfd_create("rig-initrd")
-    try:
-        with os.fdopen(os.dup(fd), "wb") as out:
-            out.write(blob)
+    with contextlib.ExitStack() as stack:
+        initrd = stack.enter_context(os.fdopen(os.memfd_create("rig-initrd"), "wb"))
+        initrd.write(blob)
+        initrd.flush()
+        drive = None
+        if plan.scenario.dump_to is DumpTo.DISK:
+            drive = stack.enter_context(disk.create(run_dir, guest.memory << 20))
         yield Artefacts(
             kernel=_identity(plan.kernel, kernel),
             crash_kernel=_identity(chosen_crash, crash),
@@ -134,18 +139,23 @@ def prepare(
                 cpu=guest.cpu,
                 accel=chosen.name,
                 kernel=kernel.bzimage,
-                initrd=Path(f"/proc/{os.getpid()}/fd/{fd}"),
+                initrd=_open_file(initrd),
                 cmdline=first,
                 run_dir=run_dir,
                 firmware=cache.firmware() if guest.firmware is Firmware.UEFI else None,
+                disk=_open_file(drive) if drive else None,
             ),
             crash_cmdline=second,
             control=control is not None,
             vmlinux=kernel.vmlinux,
             cache=cache.cache,
+            disk=drive,
         )
-    finally:
-        os.close(fd)
+
+
+def _open_file(file: IO[bytes]) -> Path:
+    """A path by which QEMU can open a file that has no other."""
+    return Path(f"/proc/{os.getpid()}/fd/{file.fileno()}")
 
 
 def _accelerator(plan: RunPlan, options: Options, cache: Cache) -> accel.Accel:
@@ -201,14 +211,15 @@ def _initramfs(
     """
     (kernel, crash), (first, second) = kernels, userlands
     init = (catalog.roots()[0] / "guests" / "init" / "init").read_bytes()
-    filters = (MAKEDUMPFILE,) if plan.scenario.dump is Dump.MAKEDUMPFILE else ()
+    filters = (makedumpfile.PROGRAM,) if plan.scenario.dump is Dump.MAKEDUMPFILE else ()
     plain = loads.kind(plan.scenario.load) is LoadKind.PLAIN
     served = () if plain else tuple(path for path in ("/usr/sbin/dropbear", *filters) if path in second.files)
+    modules = crash.modules + (crash.disk_modules if plan.scenario.dump_to is DumpTo.DISK else ())
     blob = initramfs.first(
         # No modules: the first kernel must not set up a device that writes to memory by DMA.
         initramfs.base(first.only("/bin/busybox", "/sbin/kexec"), (), init),
         crash.bzimage,
-        initramfs.base(second.only("/bin/busybox", *served), () if plain else crash.modules, init),
+        initramfs.base(second.only("/bin/busybox", *served), () if plain else modules, init),
         initramfs.run_segment(keys.authorized_keys, keys.dropbear_host_key),
         *added,
     )

@@ -135,6 +135,16 @@ def test_the_rigs_own_catalogue() -> None:
             "sabotage: unknown name 'nothing'",
             "flip-pgd-bit",
         ),
+        (
+            "scenarios/crash",
+            "trigger",
+            "dump = 'makedumpfile'\ndump_options = '-q'\ntrigger",
+            "dump_options: '-q' is not valid; valid: [-E|-c|-l]",
+            "",
+        ),
+        ("scenarios/crash", "trigger", "dump_options = '-c'\ntrigger", "only with dump = 'makedumpfile'", ""),
+        ("scenarios/crash", "trigger", "dump_to = 'disk'\ntrigger", "dump_to: only with a whole dump", ""),
+        ("scenarios/crash", "trigger", "dump_to = 'tape'\ntrigger", "dump_to: 'tape' is none", "valid: disk, ssh"),
         ("scenarios/crash", "trigger", "sabotage = 'x y'\ntrigger", "sabotage: 'y' is not a module parameter", ""),
     ],
 )

@@ -35,7 +35,8 @@ FUNCTION = 4096
 )
 def vmcore_registers(evidence: Evidence) -> CheckResult:
     """The crashing CPU's note must place it inside the function that `panic` was taken in, on the same stack, in the
-    same segments. With 32-bit guests the selectors are compared by their low 16 bits.
+    same segments. With 32-bit guests the selectors are compared by their low 16 bits. A dump that makedumpfile made
+    must have the notes of /proc/vmcore.
 
     After an exception it must instead be the exception's registers, each of them, as they were in memory at `panic`.
     """
@@ -51,6 +52,8 @@ def vmcore_registers(evidence: Evidence) -> CheckResult:
     problems: list[str] = []
     if len(notes) != len(cpus):
         problems.append(f"{len(notes)} notes for {len(cpus)} CPUs")
+    if facts.dump.transfer is not None and evidence.dump.prstatus != notes:
+        problems.append("the dump that makedumpfile made has other notes than /proc/vmcore")
     if facts.exception:
         return _exception_note(evidence, figures, problems)
     rip, rsp = seen.general["rip"], seen.general["rsp"]
@@ -214,7 +217,7 @@ def _figures(evidence: Evidence, pieces: Pieces, found: _Differences) -> dict[st
     differing = sum(n for a, n in found.ranges if a // PAGE_SIZE not in unseen) + len(unseen) * PAGE_SIZE
     return {
         "kind": str(evidence.facts.plan.scenario.dump),
-        "via": info.via,
+        "via": info.transfer.via,
         "pages_in_dump": len(pieces),
         "pages_compared": _pages(covered),
         "pages_differing": len(pages),

@@ -22,7 +22,7 @@ from pathlib import Path
 import msgspec
 
 from rig.errors import PackageError, UnsuitableKernel
-from rig.guest import debs
+from rig.guest import debs, makedumpfile
 from rig.guest.apt import Candidate, Progress, host_arch, source_lines
 from rig.guest.cache import Cache, default_root
 from rig.guest.repository import Found, Repository, digest
@@ -37,10 +37,11 @@ PROGRAMS: Mapping[str, str] = {
     "/usr/sbin/dropbear": "dropbear-bin",
 }
 FIRMWARE = "ovmf"
-MAKEDUMPFILE = "/usr/bin/makedumpfile"  # only for runs whose dump it filters: it loads many libraries
 
 _LOADED_BY_LIBC = ("libnss_files.so.2",)  # glibc before 2.34, to look up a user; nothing names it as DT_NEEDED
-_MODULES = ("8139cp",)  # the guests' network card (rtl8139): the quickest to have a link
+_NETWORK = ("8139cp",)  # the guests' network card (rtl8139): the quickest to have a link
+_DISK = ("virtio_pci", "virtio_blk")  # the disk that a dump may be written to; few and small
+_MODULES = (*_NETWORK, *_DISK)
 _IMAGES = ("boot/vmlinuz-*", "usr/lib/modules/*/vmlinuz", "lib/modules/*/vmlinuz")
 _ANY_IMAGE = r"linux-image-[0-9].*(?<!-dbg)"
 _EXAMPLES = 4  # of what there is instead, in an error
@@ -83,9 +84,10 @@ class _KernelRecord(msgspec.Struct):
     sha256: str
     bzimage: str
     modules: list[str]
+    disk_modules: list[str]
 
     def paths(self) -> list[str]:
-        return [self.bzimage, *self.modules]
+        return [self.bzimage, *self.modules, *self.disk_modules]
 
 
 class _UserlandRecord(msgspec.Struct):
@@ -184,7 +186,7 @@ class PackageCache:
         key = self._record(repository, guest.arch, f"kernel-{guest.flavour}", pattern, *_MODULES)
         record = self.cache.recorded(key, _KernelRecord, lambda: self._packaged_kernel(repository, guest.arch, pattern))
         if not record.modules:
-            self.progress(f"{record.package} has no module {', '.join(_MODULES)}: no SSH into it as the crash kernel")
+            self.progress(f"{record.package} has no module {', '.join(_NETWORK)}: no SSH into it as the crash kernel")
         return KernelFiles(
             name=kernel.name,
             release=record.release,
@@ -192,13 +194,18 @@ class PackageCache:
             bzimage=self.cache.root / record.bzimage,
             sha256=record.sha256,
             modules=tuple(self.cache.root / module for module in record.modules),
+            disk_modules=tuple(self.cache.root / module for module in record.disk_modules),
             vmlinux=kernel.vmlinux,
             suite=kernel.suite,
         )
 
     def userland(self, arch: Arch, dump: Dump = Dump.HEADERS) -> Userland:
         """PROGRAMS, makedumpfile when the dump is taken with it, and all the libraries they load."""
-        wanted = {**PROGRAMS, MAKEDUMPFILE: "makedumpfile"} if dump is Dump.MAKEDUMPFILE else PROGRAMS
+        filtered = dump is Dump.MAKEDUMPFILE
+        return self.programs(arch, {**PROGRAMS, makedumpfile.PROGRAM: "makedumpfile"} if filtered else PROGRAMS)
+
+    def programs(self, arch: Arch, wanted: Mapping[str, str]) -> Userland:
+        """Programs (path -> package), and all the libraries they load."""
         repository = self._repository()
 
         def make() -> _UserlandRecord:
@@ -281,13 +288,16 @@ class PackageCache:
         image = inspect(bzimage, read_config=False)
         if image.arch is not arch:
             raise PackageError(f"{candidate.filename} has a kernel for {image.arch}")
+        modules = debs.load_order(tree, _NETWORK)
+        disk_modules = [module for module in debs.load_order(tree, _DISK) if module not in modules]
         return _KernelRecord(
             package=candidate.name,
             version=candidate.version,
             release=image.release,
             sha256=image.sha256,
             bzimage=self.cache.relative(bzimage),
-            modules=[self.cache.relative(module) for module in debs.load_order(tree, _MODULES)],
+            modules=[self.cache.relative(module) for module in modules],
+            disk_modules=[self.cache.relative(module) for module in disk_modules],
         )
 
     def _unpack_kernel(self, packages: Sequence[Path], path: Path) -> None:

@@ -45,7 +45,7 @@ MAKE_ARCH = {Arch.I386: "i386", Arch.AMD64: "x86_64"}
 # only sched's core has any, to keep frame pointers, and these kernels keep them everywhere.
 TYPED = (
     *("fork", "exit", "signal", "pid", "cpu", "panic", "printk", "init_task", "crash_core", "kexec_core"),
-    *("process", "process_32", "process_64", "machine_kexec_32", "machine_kexec_64"),
+    *("process", "process_32", "process_64", "machine_kexec_32", "machine_kexec_64", "setup_percpu"),
     *("mmap", "page_alloc", "slub", "core"),
 )
 _DEBUG_FLAGS = "-g -gdwarf-4"  # crash 8.0.2 of Debian 12 doesn't read DWARF 5

@@ -8,7 +8,7 @@ Everything is little-endian.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Final
@@ -130,20 +130,28 @@ def parse_headers(blob: bytes) -> VmcoreHeaders:
     Raises EvidenceError for anything that is not the front of an x86 vmcore, saying what and at which offset.
     """
     elf = _open(blob)
+    segments = [(each["p_offset"], each["p_offset"] + each["p_filesz"]) for each in _segments(elf, "PT_NOTE")]
+    loads = tuple(
+        Load(each["p_paddr"], each["p_vaddr"], each["p_offset"], each["p_filesz"]) for each in _segments(elf, "PT_LOAD")
+    )
+    return VmcoreHeaders(elf.elfclass, elf["e_machine"], loads, *parse_notes(blob, segments))
+
+
+def parse_notes(
+    blob: bytes, segments: Sequence[tuple[int, int]]
+) -> tuple[tuple[Prstatus, ...], Mapping[str, str], tuple[Note, ...]]:
+    """The notes in these [start, end) parts of a dump's front: per CPU, VMCOREINFO, the others. EvidenceError."""
     prstatus: list[Prstatus] = []
     vmcoreinfo: dict[str, str] = {}
     others: list[Note] = []
-    for offset, note in _notes(elf, blob):
+    for offset, note in (found for start, end in segments for found in _notes(blob, start, end)):
         if note.name == "CORE" and note.type == _NT_PRSTATUS:
             prstatus.append(_parse_prstatus(offset, note.data))
         elif note.name == "VMCOREINFO":
             vmcoreinfo |= _parse_vmcoreinfo(offset, note.data)
         else:
             others.append(note)
-    loads = tuple(
-        Load(each["p_paddr"], each["p_vaddr"], each["p_offset"], each["p_filesz"]) for each in _segments(elf, "PT_LOAD")
-    )
-    return VmcoreHeaders(elf.elfclass, elf["e_machine"], loads, tuple(prstatus), vmcoreinfo, tuple(others))
+    return tuple(prstatus), vmcoreinfo, tuple(others)
 
 
 def _open(blob: bytes) -> ELFFile:
@@ -176,29 +184,26 @@ def _segments(elf: ELFFile, kind: str) -> list[Mapping[str, int]]:
     return [segment.header for segment in elf.iter_segments(kind)]
 
 
-def _notes(elf: ELFFile, blob: bytes) -> Iterator[tuple[int, Note]]:
+def _notes(blob: bytes, at: int, end: int) -> Iterator[tuple[int, Note]]:
     """(file offset, note) of each note. An all-zero header ends a segment, as the kernel's final_note() does.
 
     Read here rather than by pyelftools, which takes a note that runs over the end for a short one.
     """
-    for segment in _segments(elf, "PT_NOTE"):
-        at, end = segment["p_offset"], segment["p_offset"] + segment["p_filesz"]
-        if end > len(blob):
-            raise EvidenceError(f"the notes end at {end:#x}, only {len(blob):#x} bytes are here", hint=_CUT)
-        while at + _NOTE_HEADER.size <= end:
-            namesz, descsz, kind = _NOTE_HEADER.unpack_from(blob, at)
-            if not (namesz or descsz or kind):
-                break
-            name_at = at + _NOTE_HEADER.size
-            data_at = name_at + _aligned(namesz)
-            if data_at + descsz > end:
-                raise EvidenceError(
-                    f"the note at {at:#x} (name {namesz} bytes, data {descsz}) runs over"
-                    f" the end of its segment at {end:#x}"
-                )
-            name = blob[name_at : name_at + namesz].rstrip(b"\0").decode("ascii", "backslashreplace")
-            yield at, Note(name, kind, blob[data_at : data_at + descsz])
-            at = data_at + _aligned(descsz)
+    if end > len(blob):
+        raise EvidenceError(f"the notes end at {end:#x}, only {len(blob):#x} bytes are here", hint=_CUT)
+    while at + _NOTE_HEADER.size <= end:
+        namesz, descsz, kind = _NOTE_HEADER.unpack_from(blob, at)
+        if not (namesz or descsz or kind):
+            break
+        name_at = at + _NOTE_HEADER.size
+        data_at = name_at + _aligned(namesz)
+        if data_at + descsz > end:
+            raise EvidenceError(
+                f"the note at {at:#x} (name {namesz} bytes, data {descsz}) runs over the end of its segment at {end:#x}"
+            )
+        name = blob[name_at : name_at + namesz].rstrip(b"\0").decode("ascii", "backslashreplace")
+        yield at, Note(name, kind, blob[data_at : data_at + descsz])
+        at = data_at + _aligned(descsz)
 
 
 def _aligned(size: int) -> int:

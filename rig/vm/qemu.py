@@ -44,6 +44,7 @@ _LAUNCHER = ("setpriv", "--pdeathsig", "KILL", "--", "sh", "-c", 'test "$PPID" =
 QEMU_LOG = "qemu.log"
 QEMU_LOGS = ".qemu-log"  # directory: the log as QEMU writes it
 LOG_ALWAYS = "cpu_reset"  # says "Triple fault", which QMP calls a reset like any other
+DISK = "dump"  # the node that the disk is to QEMU
 _MIB = 1 << 20
 
 
@@ -52,7 +53,7 @@ class MachineSpec:
     """A machine to start. memory: MiB. accel: tcg or kvm. nic: QEMU device model.
 
     run_dir: existing directory for console.log, control.log, qmp.jsonl, qemu.log and qemu.stderr. firmware: an image
-    instead of QEMU's own BIOS.
+    instead of QEMU's own BIOS. disk: a file that the guest has as a virtio disk.
     """
 
     memory: int
@@ -66,6 +67,7 @@ class MachineSpec:
     run_dir: Path
     nic: str = "rtl8139"
     firmware: Path | None = None
+    disk: Path | None = None
 
     @property
     def ram_size(self) -> int:
@@ -130,7 +132,18 @@ def argv(spec: MachineSpec, wiring: Wiring) -> list[str]:
     if spec.firmware:
         # One image with code and variables: what the firmware writes into its variables lasts as long as the machine.
         options.append(("-bios", str(spec.firmware)))
-    return [QEMU, *(word for option in options for word in option)]
+    return [QEMU, *(word for option in (*options, *_disk(spec.disk)) for word in option)]
+
+
+def _disk(path: Path | None) -> list[tuple[str, str]]:
+    """no-flush: the rig reads the file through the same page cache. werror=report: the guest is told of a full file
+    system, and not held until there is room."""
+    if path is None:
+        return []
+    return [
+        ("-blockdev", f"driver=file,node-name={DISK},filename={path},locking=off,cache.no-flush=on"),
+        ("-device", f"virtio-blk-pci,drive={DISK},werror=report,rerror=report"),
+    ]
 
 
 def ram_ranges(spec: MachineSpec) -> list[tuple[int, int, int]]:
@@ -312,7 +325,7 @@ class Vm:
         )
 
     def _reap(self, process: subprocess.Popen[bytes]) -> None:
-        """SIGKILL loses nothing: RAM is a memfd, there are no disks, and qemu.log is flushed line by line."""
+        """SIGKILL loses nothing: RAM is a memfd, the disk was read, and qemu.log is flushed line by line."""
         process.kill()
         process.wait()
 

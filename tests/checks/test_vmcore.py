@@ -101,6 +101,15 @@ def test_a_filtered_dump_may_lack_pages_but_not_change_them(machine: Machine, tm
     assert judged(machine, tmp_path / "changed").verdict is Verdict.FAIL
 
 
+def test_a_filtered_dump_must_have_the_notes_of_the_vmcore(machine: Machine, tmp_path: Path) -> None:
+    machine.expect(dump=Dump.MAKEDUMPFILE, checks=("vmcore-registers",))
+    machine.filtered_headers = vmcore_i386(CPUS, [(0x100000, 0x1000, 0x3000)])
+    assert run_check("vmcore-registers", machine.write(tmp_path / "same")).verdict is Verdict.PASS
+    machine.filtered_headers = vmcore_i386([CPUS[0], (0xC0030004, 0)], [(0x100000, 0x1000, 0x3000)])
+    found = run_check("vmcore-registers", machine.write(tmp_path / "other"))
+    assert (found.verdict, "other notes than /proc/vmcore" in found.summary) == (Verdict.FAIL, True)
+
+
 @pytest.mark.parametrize(
     ("news", "words"),
     [

@@ -34,6 +34,13 @@ def test_json_is_one_document(capsys: pytest.CaptureFixture[str]) -> None:
     assert one["result"]["environment"] == {"initrd": "/initrd"}
 
 
+@pytest.mark.usefixtures("conductor")
+def test_a_dump_can_be_kept_only_where_one_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(words("run panic --keep-dump")) == 2
+    assert "there is no dump to keep" in capsys.readouterr().err
+    assert cli.main(words("run dump-raw --keep-dump")) == 0
+
+
 def test_options_reach_the_run(conductor: Conductor) -> None:
     seen: list[tuple[RunPlan, Options]] = []
 

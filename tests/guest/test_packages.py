@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from rig.errors import MachineError, PackageError, UnsuitableKernel
-from rig.guest.packages import MAKEDUMPFILE, PackageCache
+from rig.guest.makedumpfile import PROGRAM as MAKEDUMPFILE
+from rig.guest.packages import PackageCache
 from rig.model import Arch, Dump, Guest, Kernel, PagingMode
 from tests.guest.forge import Repository, elf, needs_apt
 from tests.kernel.forge import bzimage

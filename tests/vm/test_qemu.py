@@ -70,6 +70,13 @@ def test_cpu_model_depends_on_the_accelerator() -> None:
     assert value("-cpu", dataclasses.replace(SPEC, accel="kvm")) == "host"
 
 
+def test_a_disk_is_a_file_that_the_rig_reads_too() -> None:
+    assert "-blockdev" not in argv(SPEC, WIRING)
+    spec = dataclasses.replace(SPEC, disk=Path("/proc/7/fd/15"))
+    assert value("-blockdev", spec).startswith("driver=file,node-name=dump,filename=/proc/7/fd/15,")
+    assert "virtio-blk-pci,drive=dump,werror=report,rerror=report" in argv(spec, WIRING)
+
+
 def test_guest_is_reachable_from_loopback_only() -> None:
     assert value("-netdev") == "user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:0-:22"
 
