@@ -57,12 +57,15 @@ class ConsoleInput:
 class Trigger:
     """command: busybox sh, in the process that holds the pattern; empty: no process has a part in it.
 
+    before: run in it before it makes the pattern. Whatever forks belongs there: a fork leaves the memory of both
+    read-only, to be copied when it is written.
     settings: made when the guest is armed. module: the kind that is wanted of the module in kernels/triggers/crash.
     cpus: that the guest must have. own_task: the process that holds the pattern is the one whose page tables are live.
     """
 
     description: str
     command: str = ""
+    before: str = ""
     act: Callable[[Vm], None] | None = None
     settings: tuple[Setting, ...] = ()
     module: str = ""
@@ -85,9 +88,9 @@ LOCKUP = "CONFIG_SOFTLOCKUP_DETECTOR"
 HUNG_TASK = "CONFIG_DETECT_HUNG_TASK"
 
 
-def on_cpu(number: str, command: str) -> str:
-    """The command, run by the shell process when it is on that CPU."""
-    return f"taskset -p -c {number} $$ && {command}"
+def pin(number: str) -> str:
+    """The command that puts the shell process on that CPU, for good."""
+    return f"taskset -p -c {number} $$ || exit"
 
 
 def do(kind: str) -> str:
@@ -115,26 +118,29 @@ TRIGGERS: Mapping[str, Trigger] = {
     ),
     "sysrq-c-last-cpu": Trigger(
         "as sysrq-c, on the last CPU: the crash kernel is entered, and boots, on one that isn't the boot CPU",
-        "read -r online < /sys/devices/system/cpu/online && " + on_cpu("${online##*[-,]}", SYSRQ_C),
+        SYSRQ_C,
+        before="read -r online < /sys/devices/system/cpu/online; " + pin("${online##*[-,]}"),
     ),
     **{
         f"sysrq-c-cpu{number}": Trigger(
-            f"as sysrq-c, on CPU {number}", on_cpu(str(number), SYSRQ_C), cpus=max(number + 1, 2)
+            f"as sysrq-c, on CPU {number}", SYSRQ_C, before=pin(str(number)), cpus=max(number + 1, 2)
         )
         for number in range(4)
     },
     "sysrq-c-busy-cpus": Trigger(
         "as sysrq-c, while every other CPU runs user code: it must be stopped there",
-        ": > /tmp/busy; n=0; for cpu in /sys/devices/system/cpu/cpu[1-9]*; do n=$((n+1)); "
+        SYSRQ_C,
+        before=": > /tmp/busy; n=0; for cpu in /sys/devices/system/cpu/cpu[1-9]*; do n=$((n+1)); "
         f'taskset -c ${{cpu##*cpu}} sh -c "echo >> /tmp/busy; {SPIN}" & done; '
-        "while [ $(wc -l < /tmp/busy) -lt $n ]; do :; done; " + on_cpu("0", SYSRQ_C),
+        "while [ $(wc -l < /tmp/busy) -lt $n ]; do :; done; " + pin("0"),
         cpus=2,
     ),
     "sysrq-c-loaded": Trigger(
         "as sysrq-c, while two processes compete for the CPU and one fills and frees memory",
-        "(while :; do :; done) & (while :; do :; done) & "
+        SYSRQ_C,
+        before="(while :; do :; done) & (while :; do :; done) & "
         "(while :; do cat /rig/crash-initrd > /tmp/load; : > /tmp/loaded; done) & "
-        "while [ ! -e /tmp/loaded ]; do :; done; " + SYSRQ_C,
+        "while [ ! -e /tmp/loaded ]; do :; done",
     ),
     "sysrq-c-spread": Trigger(
         "as sysrq-c, from a process whose memory is spread over hundreds of page tables",
@@ -143,13 +149,15 @@ TRIGGERS: Mapping[str, Trigger] = {
     ),
     "sysrq-key": Trigger(
         "Alt-SysRq-c on the keyboard: panic() in the keyboard's hard interrupt",
-        on_cpu("0", WAIT),
+        WAIT,
+        before=pin("0"),
         act=Keys(("alt", "sysrq", "c")),
         settings=(Setting("/proc/sys/kernel/sysrq", 1, "CONFIG_MAGIC_SYSRQ"),),
     ),
     "nmi": Trigger(
         "an NMI of no known source, with unknown_nmi_panic: panic() in NMI context",
-        on_cpu("0", WAIT),
+        WAIT,
+        before=pin("0"),
         act=Nmi(),
         settings=(UNKNOWN_NMI,),
     ),
@@ -240,4 +248,5 @@ def trigger_line(trigger: Trigger, token: str) -> str:
     """
     half = len(token) // 2
     grow = "; ".join(["p=$p$p"] * (PATTERN_REPEATS.bit_length() - 1))
-    return f"sh -c 'p={token[:half]}; p=${{p}}{token[half:]}; {grow}; {trigger.command}'"
+    before = f"{trigger.before}; " if trigger.before else ""
+    return f"sh -c '{before}p={token[:half]}; p=${{p}}{token[half:]}; {grow}; {trigger.command}'"
