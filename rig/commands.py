@@ -160,7 +160,7 @@ def _run_plans(plans: Sequence[RunPlan], options: Options, cancel: threading.Eve
     from rig.progress import open_progress
 
     jobs = pool.workers(plans, options.jobs, pool.cores(), pool.available_memory())
-    with open_progress(sys.stderr) as progress:
+    with open_progress(sys.stderr, len(plans)) as progress:
         return pool.run_all(
             plans, lambda plan, listener, stop: conductor.run(plan, options, listener, stop), jobs, progress, cancel
         )

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 PAGE_SIZE = 4096  # bytes; the unit of captures, on every x86 mode
+CRASH_KERNEL = "Crash kernel"  # what crashkernel= reserved, in /proc/iomem
 MACHINE_KEXEC = "machine_kexec"  # the kernel function that the checkpoint of that name is the first instruction of
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, TextIO
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 Clock = Callable[[], float]
 WIDTHS = (16, 8, 8)  # columns of the live table after the run's id: phase or outcome, its seconds, all seconds
 JUSTIFY: tuple[Literal["left", "right"], ...] = ("left", "right", "right")
+SHOWN = 16  # runs that the live table may have rows for
 NOTE = "note: "  # what a listener is told is a phase's name, or free text after this
 
 
@@ -77,10 +79,14 @@ class PlainProgress:
 
 
 class LiveProgress:
-    """A table that is drawn again and again: run, phase, seconds in the phase, seconds in all."""
+    """A table that is drawn again and again: run, phase, seconds in the phase, seconds in all.
 
-    def __init__(self, console: Console, clock: Clock = time.monotonic) -> None:
+    total: how many runs there will be. When they are more than fit on a screen, those that have ended are counted only.
+    """
+
+    def __init__(self, console: Console, clock: Clock = time.monotonic, total: int = 0) -> None:
         self._console = console
+        self._total = total
         self._clock = clock
         self._rows: dict[str, Row] = {}
         self._lock = threading.Lock()
@@ -115,7 +121,14 @@ class LiveProgress:
             table.add_column(no_wrap=True, min_width=width, justify=justify)
         with self._lock:
             now = self._clock()
+            many = self._total > SHOWN
+            if many:
+                ended = Counter(row.outcome for row in self._rows.values() if row.outcome)
+                outcomes = ", ".join(f"{count} {outcome}" for outcome, count in sorted(ended.items()))
+                table.add_row(Text(f"{ended.total()} of {self._total} runs: {outcomes}", style="bold"), "", "", "")
             for run, row in self._rows.items():
+                if many and row.outcome:
+                    continue
                 end = row.ended if row.outcome else now
                 in_phase = "" if row.outcome else f"{end - row.phase_started:.1f} s"
                 style = "bold" if row.outcome else ""
@@ -125,7 +138,7 @@ class LiveProgress:
 
 
 @contextlib.contextmanager
-def open_progress(stream: TextIO) -> Iterator[Progress]:
+def open_progress(stream: TextIO, total: int) -> Iterator[Progress]:
     """Live on a terminal, plain otherwise (and on a terminal that can't be redrawn: TERM=dumb)."""
     from rich.console import Console
     from rich.live import Live
@@ -134,6 +147,6 @@ def open_progress(stream: TextIO) -> Iterator[Progress]:
     if not console.is_terminal or console.is_dumb_terminal:
         yield PlainProgress(stream)
         return
-    progress = LiveProgress(console)
+    progress = LiveProgress(console, total=total)
     with Live(console=console, get_renderable=progress.table, refresh_per_second=4):
         yield progress

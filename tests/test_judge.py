@@ -12,7 +12,7 @@ from rig.errors import RequestError
 from rig.evidence import Evidence, to_json
 from rig.facts import RegisterDamage
 from rig.judge import judge, judge_dir
-from rig.model import Checkpoint, CheckResult, Failure, PagingMode, RunResult, Symbol, Verdict
+from rig.model import CRASH_KERNEL, Checkpoint, CheckResult, Failure, PagingMode, Range, RunResult, Symbol, Verdict
 from rig.report.html import render_run
 from tests.forge import CRASH, NOTES, PANIC_RIP, PGD, STACK, Machine
 from tests.memory.forged_vmcore import vmcore_i386
@@ -207,6 +207,20 @@ def test_a_byte_without_owner_fails(machine: Machine, tmp_path: Path) -> None:
     found = verdict(machine, tmp_path, "memory-accounted")
     assert (found.verdict, found.figures["unaccounted"]) == (Verdict.FAIL, 1)
     assert "0x700123" in found.summary
+
+
+def test_a_byte_that_may_be_of_an_image_never_read_is_nobodys_failure(machine: Machine, tmp_path: Path) -> None:
+    machine.change(Checkpoint.MACHINE_KEXEC, 0x700123, b"?")
+    machine.learn(kimage=None, broke_off=HUNG)
+    assert verdict(machine, tmp_path, "memory-accounted").verdict is Verdict.ERROR
+
+
+def test_the_low_one_of_two_reservations_is_the_crash_kernels_to_use(machine: Machine, tmp_path: Path) -> None:
+    machine.learn(iomem=(*machine.facts.iomem, Range(0x700000, 0x7FFFFF, CRASH_KERNEL, 1)))
+    machine.change(Checkpoint.CRASH_KERNEL, 0x700123, b"?")
+    assert verdict(machine, tmp_path, "memory-accounted").verdict is Verdict.PASS
+    machine.change(Checkpoint.HANDOVER, 0x700123, b"?")  # not yet
+    assert verdict(machine, tmp_path / "early", "memory-accounted").verdict is Verdict.FAIL
 
 
 def test_low_memory_has_an_owner_only_after_the_hand_over(machine: Machine, tmp_path: Path) -> None:

@@ -56,6 +56,20 @@ def test_live_table_fits_80_columns() -> None:
     assert max(len(pae), len(other)) <= 80
 
 
+def test_of_many_runs_those_that_ended_are_counted() -> None:
+    stream, clock = io.StringIO(), Clock()
+    console = Console(file=stream, width=80, force_terminal=True, color_system=None)
+    progress = LiveProgress(console, clock, total=200)
+    for number in range(40):
+        progress.start(f"panic@pae/k{number}")
+        if number < 38:
+            progress.end(f"panic@pae/k{number}", "skip" if number < 3 else "pass")
+    console.print(progress.table())
+    counted, *running = stream.getvalue().splitlines()
+    assert counted.strip() == "38 of 200 runs: 35 pass, 3 skip"
+    assert [line.split()[0] for line in running] == ["panic@pae/k38", "panic@pae/k39"]
+
+
 def test_live_table_stops_counting_at_the_end() -> None:
     stream, clock = io.StringIO(), Clock()
     console = Console(file=stream, width=80, color_system=None)
@@ -69,5 +83,5 @@ def test_live_table_stops_counting_at_the_end() -> None:
 
 
 def test_what_is_no_terminal_gets_plain_lines() -> None:
-    with open_progress(io.StringIO()) as progress:
+    with open_progress(io.StringIO(), 1) as progress:
         assert isinstance(progress, PlainProgress)

@@ -20,7 +20,7 @@ from rig.memory.diff import changed_ranges
 from rig.memory.ledger import UNACCOUNTED, Change, Claim, account, split
 from rig.memory.paging import NotMapped
 from rig.memory.physical import VGA_TEXT, OutsideMemory
-from rig.model import PAGE_SIZE, Arch, Checkpoint, CheckResult, CpuState, Verdict
+from rig.model import CRASH_KERNEL, PAGE_SIZE, Arch, Checkpoint, CheckResult, CpuState, Verdict
 
 ORDER = (Checkpoint.PANIC, Checkpoint.MACHINE_KEXEC, Checkpoint.HANDOVER, Checkpoint.CRASH_KERNEL)
 # The crash kernel is given the first 640 KiB, and keeps its real-mode trampoline there; purgatory saves what was in
@@ -71,6 +71,11 @@ def memory_accounted(evidence: Evidence) -> CheckResult:
     if ages.older(evidence.facts.kernel.release, ages.PER_CPU_TOLD):
         summary = f"could not judge: who owns the {total + inside} bytes that changed is not known, since {UNTOLD}"
         return CheckResult("memory-accounted", Verdict.ERROR, summary, figures)
+    if unaccounted and evidence.facts.kimage is None:
+        summary = (
+            f"could not judge: struct kimage was not read, and {unaccounted} bytes may be of pages that it points to"
+        )
+        return CheckResult("memory-accounted", Verdict.ERROR, summary, figures)
     if unaccounted:
         where = ", ".join(address for entry in nobodys for address in entry["addresses"])
         summary = f"{unaccounted} of {total + inside} changed bytes have no owner: at {where}"
@@ -95,6 +100,8 @@ def _interval(evidence: Evidence, between: Interval, common: list[Claim]) -> _In
     extra = _ad_claims(evidence, *between)
     if between[1] is Checkpoint.CRASH_KERNEL:
         extra.append(Claim(*LOW_MEMORY, "first 640 KiB, given to the crash kernel (saved by purgatory)"))
+        others = (r for r in evidence.facts.iomem if r.name == CRASH_KERNEL and r != region)
+        extra += [Claim(r.start, r.last + 1, "low memory reserved for the crash kernel") for r in others]
     if between[0] is Checkpoint.PANIC:
         extra += slab_claims(evidence)
     entries = _entries(evidence, between, changes, [*extra, *common])

@@ -19,7 +19,7 @@ from rig.memory.diff import changed_ranges
 from rig.memory.dump import Pieces, cut
 from rig.memory.ledger import UNACCOUNTED, Change, Claim, account, split
 from rig.memory.physical import OutsideMemory
-from rig.model import MACHINE_KEXEC, PAGE_SIZE, Checkpoint, CheckResult, Dump, Verdict
+from rig.model import CRASH_KERNEL, MACHINE_KEXEC, PAGE_SIZE, Checkpoint, CheckResult, Dump, Verdict
 
 # How far below the stack pointer at the first instruction of __crash_kexec its own frame may reach. The registers are
 # saved by inline assembly in that very function (arch/x86/include/asm/kexec.h, crash_setup_regs), which keeps a
@@ -246,7 +246,7 @@ def _absent(evidence: Evidence) -> list[tuple[int, int]]:
     """(address, length) of System RAM outside the crash region that the dump has not."""
     facts = evidence.facts
     here = [Claim(load.physical, load.physical + load.size, "in the dump") for load in evidence.dump.loads]
-    here += [Claim(r.start, r.last + 1, "crash region") for r in facts.iomem if r.name == "Crash kernel"]
+    here += [Claim(r.start, r.last + 1, "crash region") for r in facts.iomem if r.name == CRASH_KERNEL]
     ram = [Change("", r.start, r.size) for r in facts.iomem if r.name == "System RAM"]
     if not ram:
         raise EvidenceError("/proc/iomem named no System RAM: what the dump must hold is not known")

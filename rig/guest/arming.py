@@ -15,7 +15,7 @@ from rig.facts import PerCpu
 from rig.guest.cache import Cache
 from rig.kernel import efi, symbols
 from rig.loads import LOADS, NOTHING, Load
-from rig.model import LoadKind, Range, Scenario
+from rig.model import CRASH_KERNEL, LoadKind, Range, Scenario
 from rig.triggers import MODULE, Setting, Trigger
 from rig.vm.deadline import Deadline
 from rig.vm.shell import Shell
@@ -166,9 +166,11 @@ def arm(shell: Shell, load: Load, cmdline: str, deadline: Deadline) -> Self:
 
 
 def _crash_region(iomem: tuple[Range, ...], log: str) -> Range:
-    """The memory that crashkernel= reserved; with a high and a low reservation, the larger."""
-    if regions := [r for r in iomem if r.name == "Crash kernel"]:
-        return max(regions, key=lambda r: r.size)
+    """The memory that crashkernel= reserved. With a high and a low reservation the high one: images go there only
+    (crashk_res, kernel/kexec_core.c), the low one is memory for the crash kernel's DMA (crashk_low_res).
+    """
+    if regions := [r for r in iomem if r.name == CRASH_KERNEL]:
+        return max(regions, key=lambda r: r.start)
     words = "\n".join(line for line in log.splitlines() if "crashkernel" in line.lower())
     raise UnsuitableKernel(
         f"the kernel reserved no memory for a crash kernel; it says:\n{words or '(nothing about crashkernel)'}",

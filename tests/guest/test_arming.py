@@ -11,6 +11,7 @@ from rig.errors import GuestCommandFailed, NotOffered, UnsuitableKernel
 from rig.facts import PerCpu
 from rig.guest.arming import (
     TRIGGER,
+    _crash_region,
     _explain,
     parse_crash_notes,
     parse_iomem,
@@ -20,7 +21,7 @@ from rig.guest.arming import (
     prepare_trigger,
 )
 from rig.loads import LOADS
-from rig.model import Range
+from rig.model import CRASH_KERNEL, Range
 from rig.triggers import TRIGGERS, Trigger
 from rig.vm.deadline import Deadline
 from rig.vm.shell import Shell
@@ -44,6 +45,11 @@ def test_iomem_keeps_depth_and_order() -> None:
     ]
     assert ranges[3] == Range(0x15000000, 0x1EFFFFFF, "Crash kernel", 1)
     assert ranges[3].size == 160 << 20
+
+
+def test_of_two_reservations_images_go_to_the_high_one() -> None:
+    low, high = Range(0xAE000000, 0xBDFFFFFF, CRASH_KERNEL, 1), Range(0x130000000, 0x139FFFFFF, CRASH_KERNEL, 1)
+    assert _crash_region((low, high), "") == high
 
 
 def test_vmcoreinfo_is_two_hex_words_or_nothing() -> None:
