@@ -25,7 +25,7 @@ import msgspec
 
 from rig.errors import CatalogueError, RequestError
 from rig.guest import makedumpfile
-from rig.model import Cells, Dump, DumpTo, Guest, Kernel, LoadKind, Scenario, Selection, Verdict
+from rig.model import Arch, Cells, Dump, DumpTo, Guest, Kernel, LoadKind, Scenario, Selection, Verdict
 from rig.sabotage import parameter_complaint
 
 GUESTS, KERNELS, SCENARIOS = "guests", "kernels", "scenarios"
@@ -290,6 +290,10 @@ def _complaints(entry: Entry) -> Iterable[tuple[str, str]]:
             yield "memory", f"{entry.memory} MiB is less than any kernel boots in (64 MiB)"
         if entry.cpus < 1:
             yield "cpus", f"{entry.cpus} is less than one"
+        if entry.hypervisor and entry.arch is not Arch.AMD64:
+            yield "hypervisor", f"there are hypervisors for {Arch.AMD64} only"
+        if entry.hypervisor_cmdline and not entry.hypervisor:
+            yield "hypervisor_cmdline", "there is no hypervisor"
     elif isinstance(entry, Kernel):
         yield from _kernel_complaints(entry)
     elif isinstance(entry, Scenario):

@@ -286,6 +286,7 @@ def fetch(args: argparse.Namespace) -> int:
     Of a kernel that is built from source, the source. Runs that are skipped need nothing.
     """
     from rig.catalog import control
+    from rig.guest import hypervisor
     from rig.guest.apt import host_arch
     from rig.guest.packages import PackageCache
     from rig.triggers import TRIGGERS
@@ -299,6 +300,8 @@ def fetch(args: argparse.Namespace) -> int:
         into = plan.into or plan.guest
         for arch in dict.fromkeys((plan.guest.arch, into.arch)):
             cache.userland(arch, plan.scenario.dump)
+        if plan.guest.hypervisor:
+            releases[plan.guest.hypervisor] = hypervisor.obtain(plan.guest.hypervisor, cache).version
         for kernel, guest in dict.fromkeys(((plan.kernel, plan.guest), (plan.crash_kernel, into))):
             where = f"{kernel.name} for {guest.name}"
             if kernel.source:

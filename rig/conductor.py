@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
-from rig import plain, sabotage, saboteur, trace
+from rig import plain, sabotage, saboteur, trace, xen
 from rig.errors import (
     Cancelled,
     CouldNotJudge,
@@ -22,14 +22,25 @@ from rig.errors import (
     RequestError,
 )
 from rig.evidence import LISTING, Evidence, EvidenceWriter, to_json
-from rig.facts import DumpInfo, Facts, Kimage, PlainPanic
-from rig.guest import arming, disk
+from rig.facts import DumpInfo, Facts, Hypervisor, Kimage, PlainPanic
+from rig.guest import arming, disk, dom0
 from rig.judge import judge
 from rig.kernel import efi, exception, kimage, symbols
 from rig.live import Listener, Run, attached, held
 from rig.memory import levels
 from rig.memory.dump import Words, hashes_at
-from rig.model import PAGE_SIZE, Checkpoint, CpuState, Dump, Failure, LoadKind, Options, RunPlan, RunResult
+from rig.model import (
+    PAGE_SIZE,
+    Checkpoint,
+    CpuState,
+    Dump,
+    Failure,
+    HypervisorFiles,
+    LoadKind,
+    Options,
+    RunPlan,
+    RunResult,
+)
 from rig.prepare import Artefacts, prepare
 from rig.recorder import Recorder
 from rig.report.html import render_run
@@ -160,6 +171,9 @@ class _Run(Run):
 
     def _arm(self, vm: Vm, recorder: Recorder, artefacts: Artefacts, deadline: Deadline) -> int:
         """Load the new image (and the control). Returns the physical address of the control's record, 0 without."""
+        if artefacts.hypervisor is not None:
+            self._arm_hypervisor(vm, recorder, artefacts.hypervisor, artefacts.crash_cmdline, deadline)
+            return 0
         known = arming.arm(vm.shell, self.load, artefacts.crash_cmdline, deadline)
         if artefacts.vmlinux is not None:
             self.kallsyms = symbols.from_vmlinux(artefacts.vmlinux, known.symbols)
@@ -190,10 +204,34 @@ class _Run(Run):
             self.writer.write_registers(Checkpoint.ARMED, vm.info_registers())
         return record
 
+    def _arm_hypervisor(
+        self, vm: Vm, recorder: Recorder, files: HypervisorFiles, crash_cmdline: str, deadline: Deadline
+    ) -> None:
+        """Have dom0 load the crash kernel. All else that is known of the machine is the hypervisor's."""
+        vmcoreinfo = dom0.arm(vm.shell, self.load, crash_cmdline, deadline)
+        arming.prepare_trigger(vm.shell, self.trigger, deadline)
+        self.kallsyms = symbols.from_hypervisor(files.symbols)
+        at = symbols.named(files.symbols, (*xen.SYMBOLS, symbols.HYPERVISOR_PANIC, symbols.MACHINE_KEXEC))
+        wanted = {name: at[name] for name in xen.SYMBOLS}
+        with held(vm):
+            cpus = vm.info_registers()
+            self.writer.write_registers(Checkpoint.ARMED, cpus)
+            machine = xen.Hypervisor(recorder.live, cpus[0].cr3, wanted).machine(len(cpus))
+        self.learn(
+            hypervisor=Hypervisor(files.package, files.version, wanted, machine.allocated, vmcoreinfo),
+            text=symbols.text_start(self.kallsyms),
+            iomem=machine.iomem,
+            crash_region=machine.crash_region,
+            crash_notes=machine.crash_notes,
+            symbols={name: at[name] for name in (symbols.HYPERVISOR_PANIC, symbols.MACHINE_KEXEC)},
+            crash_cmdline=crash_cmdline,
+        )
+
     # ------------------------------------------------------------ panic to hand-over
 
     def _hand_over(self, vm: Vm, recorder: Recorder, record: int) -> None:
-        name = next((n for n in (*symbols.PANIC_SYMBOLS, symbols.MACHINE_KEXEC) if n in self.facts.symbols), "")
+        names = (*symbols.PANIC_SYMBOLS, symbols.HYPERVISOR_PANIC, symbols.MACHINE_KEXEC)
+        name = next((n for n in names if n in self.facts.symbols), "")
         self.make_ready(vm)
         with attached(vm) as gdb:
             with self.in_phase("panic", f"the panicking CPU at {name}") as deadline:
@@ -248,7 +286,8 @@ class _Run(Run):
             self.capture(vm, recorder, Checkpoint.MACHINE_KEXEC)
             assert self.facts.mode is not None
             assert self.facts.crash_region is not None
-            image = kimage.read(recorder.live, self.facts.mode, cpu, self.plan.guest.arch, self.facts.crash_region)
+            arch, below = self.plan.guest.arch, self.facts.hypervisor is not None
+            image = kimage.read(recorder.live, self.facts.mode, cpu, arch, self.facts.crash_region, xen=below)
             self.learn(kimage=image)
             self.inject(vm, gdb, recorder, Checkpoint.MACHINE_KEXEC)
         return image
@@ -307,7 +346,13 @@ class _Run(Run):
             if session is None:
                 self.listener(f"note: no SSH ({why}); the dump's headers come over the console")
             read = vm.shell.read_file if session is None else session.read
-            headers = dump.fetch_front(lambda at, n: read(dump.VMCORE, at, n, deadline), pgd, self.writer)
+
+            def front(at: int, size: int) -> bytes:
+                return read(dump.VMCORE, at, size, deadline)
+
+            headers = dump.fetch_front(front, pgd, self.writer)
+            if self.facts.hypervisor is not None and self.facts.hypervisor.vmcoreinfo is not None:
+                dump.fetch_dom0(front, headers, self.facts.hypervisor.vmcoreinfo, self.writer)
             info = DumpInfo("ssh" if session else "console", pgd, why)
             self.learn(dump=info)
             if self.plan.scenario.dump is Dump.HEADERS:

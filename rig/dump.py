@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import IO
 
 from rig.errors import EvidenceError, GuestHung
-from rig.evidence import FILTERED_HEADERS, HEADERS, PGD, EvidenceWriter
+from rig.evidence import DOM0, FILTERED_HEADERS, HEADERS, PGD, EvidenceWriter
 from rig.evidence import VMCORE as KEPT
 from rig.facts import Transfer
 from rig.guest import disk, makedumpfile, ssh
@@ -86,6 +86,15 @@ def fetch_front(read: Read, pgd: int, writer: EvidenceWriter) -> vmcore.VmcoreHe
         raise EvidenceError(f"the dump does not hold the pgd's page {pgd:#x}: {problem}") from problem
     writer.write(PGD, read(offset, PAGE_SIZE))
     return headers
+
+
+def fetch_dom0(read: Read, headers: vmcore.VmcoreHeaders, vmcoreinfo: tuple[int, int], writer: EvidenceWriter) -> None:
+    """What the dump holds at dom0's vmcoreinfo (machine address, bytes), into the evidence; nothing when it isn't in
+    the dump. Of it one page, since the next one may lie elsewhere in the machine."""
+    address, size = vmcoreinfo
+    with contextlib.suppress(LookupError):
+        offset = headers.offset_of(address)
+        writer.write(DOM0, read(offset, min(size, PAGE_SIZE - address % PAGE_SIZE)))
 
 
 def over_ssh(session: GuestSsh) -> Source:

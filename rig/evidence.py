@@ -26,6 +26,7 @@
     memory/CHECKPOINT.ram.zst   all of RAM, only with --keep-memory
     vmcore/headers.bin          the front of /proc/vmcore: ELF header, program headers, notes
     vmcore/pgd.bin              the page that CR3 pointed to, as the dump shows it
+    vmcore/dom0.bin             under a hypervisor: dom0's vmcoreinfo, as the dump shows it
     vmcore/filtered-headers.bin the same of the dump that makedumpfile made of it (kdump-compressed: with its bitmaps)
     vmcore/dump.hashes.zst      xxh3_64 of every piece of the whole dump that arrived (rig/memory/dump.py says what a
                                 piece is), in the order of the dump
@@ -82,6 +83,7 @@ TRACE = "trace.log.zst"
 BEFORE = "before.log.zst"
 HEADERS = "vmcore/headers.bin"
 PGD = "vmcore/pgd.bin"
+DOM0 = "vmcore/dom0.bin"
 FILTERED_HEADERS = "vmcore/filtered-headers.bin"
 IMAGE = "memory/image.words.zst"
 DUMP_HASHES = "vmcore/dump.hashes.zst"
@@ -337,6 +339,11 @@ class Evidence:
     def dumped_pgd(self) -> bytes:
         """The page at CR3 as the dump shows it, 4096 bytes."""
         return self._read(PGD)
+
+    @cached_property
+    def dumped_dom0(self) -> bytes:
+        """The front of dom0's vmcoreinfo note as the dump shows it."""
+        return self._read(DOM0)
 
     @cached_property
     def symbols(self) -> tuple[Symbol, ...]:

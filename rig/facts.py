@@ -45,6 +45,33 @@ class Pattern:
 
 
 @dataclass(frozen=True)
+class Hypervisor:
+    """The Xen hypervisor that ran the machine. Physical addresses are machine addresses.
+
+    symbols: those that the rig looks for, virtual. allocated (its own, by name), vmcoreinfo (dom0's): address, bytes.
+    """
+
+    package: str
+    version: str
+    symbols: Mapping[str, int]
+    allocated: Mapping[str, tuple[int, int]]
+    vmcoreinfo: tuple[int, int] | None
+
+
+@dataclass(frozen=True)
+class PgdOwner:
+    """Whose page CR3 points to, of a machine that a hypervisor runs. Addresses of Facts are machine addresses then.
+
+    name: "hypervisor", or "dom0". idle: machine address of the root of the hypervisor's own tables.
+    pseudo_physical: what dom0 itself takes for the page's physical address; None for the hypervisor's page.
+    """
+
+    name: str
+    idle: int
+    pseudo_physical: int | None
+
+
+@dataclass(frozen=True)
 class Transfer:
     """How the whole dump came from the guest."""
 
@@ -123,6 +150,8 @@ class Facts:
     panic_symbol: str = ""  # where `panic` was taken: __crash_kexec
     mode: PagingMode | None = None
     cr3: int | None = None  # at `panic`; in a plain kexec at `machine-kexec`
+    hypervisor: Hypervisor | None = None  # `symbols` are the hypervisor's then, and so is what panicked
+    pgd_owner: PgdOwner | None = None  # of a machine that a hypervisor runs
     kimage: Kimage | None = None
     tables: tuple[int, ...] = ()  # physical addresses of the crashed task's page-table pages, the root's first
     user_pgd: int | None = None  # physical: the user twin of the pgd, with page-table isolation (PTI)

@@ -262,4 +262,5 @@ class Run:
             handover_tables=found.handover_tables,
             slab_pages=found.slab_pages,
             pattern=Pattern(self.token, *found.pattern) if found.pattern else None,
+            pgd_owner=found.pgd_owner,
         )

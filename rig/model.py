@@ -95,6 +95,8 @@ class Guest:
     firmware: Firmware = Firmware.BIOS
     cmdline: str = ""  # added to the first kernel's command line
     crash_cmdline: str = ""  # added to the crash kernel's command line
+    hypervisor: str = ""  # package of a Xen hypervisor, which then runs below the first kernel; empty: none
+    hypervisor_cmdline: str = ""  # added to the hypervisor's command line
 
 
 @dataclass(frozen=True)
@@ -238,7 +240,10 @@ class RunPlan:
 
 @dataclass(frozen=True)
 class KernelFiles:
-    """A kernel on disk, ready to boot. modules: .ko files for the initramfs, in load order."""
+    """A kernel on disk, ready to boot. modules: .ko files for the crash kernel's initramfs, in load order.
+
+    dom0_modules: what the kernel takes to load a crash kernel into the hypervisor that it runs on; else empty.
+    """
 
     name: str
     release: str  # `uname -r`, as the image's own header says
@@ -250,6 +255,18 @@ class KernelFiles:
     vmlinux: Path | None = None
     suite: str = ""  # of its packages, as in Kernel
     relocatable: bool = True  # runs where it is loaded; one that isn't can't be its own crash kernel
+    dom0_modules: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class HypervisorFiles:
+    """A hypervisor on disk, ready to boot. symbols: the ELF file with its symbol table, of the same build."""
+
+    package: str
+    version: str  # of the package
+    image: Path  # unpacked
+    sha256: str  # of the image
+    symbols: Path
 
 
 @dataclass(frozen=True)

@@ -132,9 +132,26 @@ def unsuitable(scenario: Scenario, guest: Guest, *kernels: tuple[Kernel, Guest])
     trigger = TRIGGERS[scenario.trigger]
     if guest.cpus < trigger.cpus:
         return f"the trigger takes {trigger.cpus} CPUs, the guest has {guest.cpus}"
+    if trigger.hypervisor and not guest.hypervisor:
+        return f"{scenario.trigger}: no hypervisor runs the guest {guest.name}"
+    if guest.hypervisor and (why := _beyond_dom0(scenario)):
+        return why
     for kernel, owner in kernels:
+        if owner.hypervisor and owner != guest:
+            return f"{owner.name}: the rig does not start a hypervisor by kexec"
         if kernel.flavours and owner.flavour not in kernel.flavours:
             return f"{kernel.name} has no flavour {owner.flavour}; it has {', '.join(kernel.flavours)}"
+    return ""
+
+
+def _beyond_dom0(scenario: Scenario) -> str:
+    """What of the scenario can't be had from the dom0 of a hypervisor; empty when all of it can."""
+    if scenario.load != Scenario.load:
+        return f"into a hypervisor the rig loads by {Scenario.load} only"
+    if scenario.hops:
+        return "a plain kexec from dom0 ends the hypervisor"
+    if scenario.sabotage:
+        return "sabotage is made for Linux, and kexec under a hypervisor is the hypervisor's"
     return ""
 
 

@@ -14,7 +14,7 @@ from typing import IO, Any
 import rig
 from rig import catalog, loads
 from rig.errors import RequestError
-from rig.guest import disk, initramfs, legacy, makedumpfile
+from rig.guest import disk, hypervisor, initramfs, legacy, makedumpfile
 from rig.guest.cache import Cache
 from rig.guest.keys import RunKeys
 from rig.guest.packages import PackageCache
@@ -28,6 +28,7 @@ from rig.model import (
     DumpTo,
     Firmware,
     Guest,
+    HypervisorFiles,
     Kernel,
     KernelFiles,
     KernelIdentity,
@@ -44,6 +45,10 @@ from rig.vm.qemu import MachineSpec, qemu_version
 # hang until the deadline. Neither nokaslr nor quiet: the rig follows KASLR, and the console is evidence.
 CMDLINE = "console=ttyS0,115200 panic=-1"
 NOTHING = "none"  # as a scenario's crashkernel: the parameter is left out
+# Under a hypervisor the first UART is the hypervisor's own, and dom0 prints through it; the second one is dom0's.
+DOM0_CMDLINE = "console=hvc0 panic=-1"
+# sync_console: what is printed before a crash is printed, not in a buffer.
+HYPERVISOR_CMDLINE = "console=com1 com1=115200,8n1 sync_console"
 # What Debian's kdump-tools gives a crash kernel. maxcpus=1: the other CPUs are still where the panic left them.
 CRASH_CMDLINE = "console=ttyS0,115200 panic=-1 maxcpus=1 irqpoll reset_devices"
 # crashkernel= for kernels that don't look for a place themselves: behind the first kernel, which lies from 1 MiB on.
@@ -65,6 +70,7 @@ class Artefacts:
     vmlinux: Path | None
     cache: Cache
     disk: IO[bytes] | None  # that the machine has for the dump
+    hypervisor: HypervisorFiles | None
 
 
 def cmdlines(guest: Guest, scenario: Scenario, release: str) -> tuple[str, str]:
@@ -76,10 +82,21 @@ def cmdlines(guest: Guest, scenario: Scenario, release: str) -> tuple[str, str]:
     plain = loads.kind(scenario.load) is LoadKind.PLAIN
     placed = ages.older(release, ages.CRASHKERNEL_PLACED) and "@" not in guest.crashkernel
     usual = CRASHKERNEL_FIXED[guest.arch] if placed else guest.crashkernel
-    reserved = scenario.crashkernel or (NOTHING if plain else usual)
-    first = (CMDLINE, f"crashkernel={reserved}" if reserved != NOTHING else "", guest.cmdline, scenario.cmdline)
+    reserved = _reserving(scenario.crashkernel or (NOTHING if plain else usual))
+    own = (DOM0_CMDLINE,) if guest.hypervisor else (CMDLINE, reserved)
     crash = (f"{CMDLINE} {SECOND}" if plain else CRASH_CMDLINE, guest.crash_cmdline, scenario.crash_cmdline)
-    return " ".join(filter(None, first)), " ".join(filter(None, crash))
+    return " ".join(filter(None, (*own, guest.cmdline, scenario.cmdline))), " ".join(filter(None, crash))
+
+
+def hypervisor_cmdline(guest: Guest, scenario: Scenario) -> str:
+    """The hypervisor's command line: the memory for a crash kernel is its own to reserve."""
+    reserved = _reserving(scenario.crashkernel or guest.crashkernel)
+    return " ".join(filter(None, (HYPERVISOR_CMDLINE, reserved, guest.hypervisor_cmdline)))
+
+
+def _reserving(crashkernel: str) -> str:
+    """The parameter that reserves memory; empty for none."""
+    return f"crashkernel={crashkernel}" if crashkernel != NOTHING else ""
 
 
 @contextlib.contextmanager
@@ -104,6 +121,7 @@ def prepare(
     same = chosen_crash == plan.kernel and plan.into is None
     crash = kernel if same else obtain(chosen_crash, plan.into or guest, cache, cancel)
     _require_loadable(plan, crash)
+    below = hypervisor.obtain(guest.hypervisor, cache) if guest.hypervisor else None
     sources = catalog.control(plan.scenario)
     control = build_module(sources, kernel, cache) if sources else None
     wanted = TRIGGERS[plan.scenario.trigger].module
@@ -112,6 +130,7 @@ def prepare(
     userlands = tuple(_userland(cache, files, plan.scenario.dump, cancel) for files in (kernel, crash))
     blob = _initramfs(userlands, plan, (kernel, crash), keys, (control, trigger))
     first, second = cmdlines(guest, plan.scenario, kernel.release)
+    underneath = hypervisor_cmdline(guest, plan.scenario) if below else ""
     with contextlib.ExitStack() as stack:
         initrd = stack.enter_context(os.fdopen(os.memfd_create("rig-initrd"), "wb"))
         initrd.write(blob)
@@ -130,6 +149,7 @@ def prepare(
                 "cmdline": first,
                 "userland": "built with musl" if legacy.is_legacy(kernel) else "packages",
                 **({"crash_kernel_note": stand_in} if stand_in else {}),
+                **_told(below, underneath),
                 "initramfs": {"bytes": len(blob), "sha256": hashlib.sha256(blob).hexdigest()},
             },
             machine=MachineSpec(
@@ -142,6 +162,8 @@ def prepare(
                 initrd=_open_file(initrd),
                 cmdline=first,
                 run_dir=run_dir,
+                hypervisor=below.image if below else None,
+                hypervisor_cmdline=underneath,
                 firmware=cache.firmware() if guest.firmware is Firmware.UEFI else None,
                 disk=_open_file(drive) if drive else None,
             ),
@@ -150,6 +172,7 @@ def prepare(
             vmlinux=kernel.vmlinux,
             cache=cache.cache,
             disk=drive,
+            hypervisor=below,
         )
 
 
@@ -191,6 +214,14 @@ def _require_loadable(plan: RunPlan, crash: KernelFiles) -> None:
         )
 
 
+def _told(below: HypervisorFiles | None, cmdline: str) -> dict[str, Any]:
+    """What the environment says of the hypervisor; nothing without one."""
+    if below is None:
+        return {}
+    told = {"package": below.package, "version": below.version, "sha256": below.sha256}
+    return {"hypervisor": {**told, "cmdline": cmdline}}
+
+
 def _userland(cache: PackageCache, kernel: KernelFiles, dump: Dump, cancel: threading.Event) -> Userland:
     """What runs on this kernel."""
     if legacy.is_legacy(kernel):
@@ -216,8 +247,8 @@ def _initramfs(
     served = () if plain else tuple(path for path in ("/usr/sbin/dropbear", *filters) if path in second.files)
     modules = crash.modules + (crash.disk_modules if plan.scenario.dump_to is DumpTo.DISK else ())
     blob = initramfs.first(
-        # No modules: the first kernel must not set up a device that writes to memory by DMA.
-        initramfs.base(first.only("/bin/busybox", "/sbin/kexec"), (), init),
+        # No device drivers: the first kernel must not set up a device that writes to memory by DMA.
+        initramfs.base(first.only("/bin/busybox", "/sbin/kexec"), kernel.dom0_modules, init),
         crash.bzimage,
         initramfs.base(second.only("/bin/busybox", *served), () if plain else modules, init),
         initramfs.run_segment(keys.authorized_keys, keys.dropbear_host_key),

@@ -6,8 +6,9 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rig import xen
 from rig.errors import EvidenceError
-from rig.facts import Facts
+from rig.facts import Facts, PgdOwner
 from rig.memory import paging, pti
 from rig.memory.levels import Flags
 from rig.memory.pagetypes import PageTypes, parse_vmcoreinfo
@@ -36,6 +37,7 @@ class Survey:
     handover_tables: tuple[int, ...]
     slab_pages: tuple[int, ...]
     pattern: tuple[int, int, int] | None
+    pgd_owner: PgdOwner | None
     keep: tuple[int, ...]
 
 
@@ -73,6 +75,7 @@ def survey(
         handover_tables=handover_tables,
         slab_pages=_slab_pages(recorder, facts) if recorder.captured[0] is Checkpoint.PANIC else (),
         pattern=pattern,
+        pgd_owner=_pgd_owner(recorder, facts),
         keep=(
             *tables,
             *user_tables,
@@ -83,6 +86,14 @@ def survey(
             *([pattern[1]] if pattern else []),
         ),
     )
+
+
+def _pgd_owner(recorder: Recorder, facts: Facts) -> PgdOwner | None:
+    """Without a hypervisor there is but one whose pgd it can be."""
+    if facts.hypervisor is None:
+        return None
+    assert facts.cr3 is not None
+    return xen.Hypervisor(recorder.at_panic, facts.cr3, facts.hypervisor.symbols).pgd_owner()
 
 
 def _survey_hand_over(

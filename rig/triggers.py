@@ -71,6 +71,7 @@ class Trigger:
     module: str = ""
     cpus: int = 1
     own_task: bool = True
+    hypervisor: bool = False  # only where a hypervisor runs the machine
     plain: bool = False  # asks for a plain kexec instead of making the kernel panic
 
 
@@ -234,6 +235,13 @@ TRIGGERS: Mapping[str, Trigger] = {
         "kexec -f: loads the image and enters it, in one command",
         'kexec -f -c /rig/crash-kernel --initrd=/rig/crash-initrd --command-line="$(cat /tmp/rig-cmdline)"',
         plain=True,
+    ),
+    "xen-key-c": Trigger(
+        "C on the console of a Xen hypervisor, after Ctrl-A three times: the hypervisor itself crashes",
+        # Three times Ctrl-A switches the console's input from dom0 to the hypervisor (xen-command-line, conswitch).
+        act=ConsoleInput("\x01\x01\x01C"),
+        own_task=False,
+        hypervisor=True,
     ),
 }
 

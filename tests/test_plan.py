@@ -12,6 +12,7 @@ from rig.plan import matrix, plan
 from tests.forge import GUEST
 
 PAE = replace(GUEST, name="pae", paging=PagingMode.PAE, flavour="686-pae", kernel="stock")
+XEN = replace(PAE, name="xen", arch=Arch.AMD64, flavour="amd64", hypervisor="xen-hypervisor-4.17-amd64")
 BIG = replace(PAE, name="x86_64", arch=Arch.AMD64, paging=PagingMode.FOUR_LEVEL, flavour="amd64")
 OWN = replace(PAE, name="own")
 PANIC = Scenario(name="panic", description="", trigger="sysrq-c", checks=("c",), guests=("pae", "x86_64"))
@@ -147,6 +148,29 @@ def test_nothing_selected() -> None:
     with pytest.raises(RequestError, match="nothing is selected") as raised:
         plan(CATALOGUE, [])
     assert raised.value.hint == "scenarios: kdump, panic"
+
+
+def test_what_a_hypervisor_makes_impossible_is_skipped_with_its_reason() -> None:
+    scenarios = {
+        "panic": PANIC,
+        "file": replace(PANIC, load="kexec_file_load"),
+        "sabotage": replace(PANIC, sabotage="damage what=pgd"),
+        "hops": replace(PANIC, hops=1),
+        "key": replace(PANIC, trigger="xen-key-c"),
+    }
+    some = replace(CATALOGUE, guests={"xen": XEN, "x86_64": BIG}, scenarios=scenarios)
+    on_xen = [one.skip for one in plan(some, list(scenarios), ["xen"])]
+    assert on_xen[0] == on_xen[4] == ""
+    assert "by kexec_load only" in on_xen[1]
+    assert "sabotage is made for Linux" in on_xen[2]
+    assert "plain kexec from dom0 ends the hypervisor" in on_xen[3]
+    assert [one.skip for one in plan(some, ["panic", "key"], ["x86_64"])] == [
+        "",
+        "xen-key-c: no hypervisor runs the guest x86_64",
+    ]
+    into = replace(PANIC, load="plain", trigger="kexec-e", into="xen")
+    (one,) = plan(replace(some, scenarios={"into": into}), ["into"], ["x86_64"])
+    assert one.skip == "xen: the rig does not start a hypervisor by kexec"
 
 
 NIGHT = Selection("night", "", (Cells(("panic", "k*"), ("p*",), ("*",)), Cells(("panic",))))

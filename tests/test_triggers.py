@@ -10,12 +10,17 @@ import subprocess
 import pytest
 
 from rig.catalog import roots
-from rig.triggers import MODULE, READY, SPIN, TRIGGERS, WAIT, trigger_line
+from rig.triggers import MODULE, READY, SPIN, TRIGGERS, WAIT, ConsoleInput, trigger_line
 
 TOKEN = "0123456789abcdef"
 
 
-@pytest.mark.parametrize("name", [name for name, trigger in TRIGGERS.items() if not trigger.plain])
+def test_a_trigger_is_pulled_in_the_guest_or_from_outside() -> None:
+    assert [name for name, trigger in TRIGGERS.items() if not trigger.command and trigger.act is None] == []
+    assert TRIGGERS["xen-key-c"].act == ConsoleInput("\x01\x01\x01C")
+
+
+@pytest.mark.parametrize("name", [name for name, trigger in TRIGGERS.items() if trigger.command and not trigger.plain])
 def test_a_trigger_fits_into_the_shells_quotes_and_keeps_the_token_apart(name: str) -> None:
     line = trigger_line(TRIGGERS[name], TOKEN)
     assert line.count("'") == 2

@@ -53,6 +53,9 @@ def identity_map_complete(evidence: Evidence) -> CheckResult:
     the type of memory that a large page over several of them gets is up to the MTRRs (SDM vol. 3, "Large Page Size
     Considerations"), and on some machines speculation into reserved memory halts the system (d794734c9bbf).
 
+    A Xen hypervisor maps no RAM but the image's: what must be mapped is the segments (machine_kexec_load() in Xen's
+    arch/x86/machine_kexec.c, kimage_load_segments()).
+
     With paging off (i386) every address below 4 GiB is its own physical address.
     """
     facts = evidence.facts
@@ -71,18 +74,21 @@ def _needs(facts: Facts) -> list[Need]:
     if facts.kimage is None or not (facts.kimage.segments if facts.plain else facts.crash_region):
         raise EvidenceError("where the image goes is not known: no crash region, or machine_kexec was not reached")
     found = []
-    for r in facts.iomem:
+    for r in facts.iomem if facts.hypervisor is None else ():
         if r.name == RAM:
             # the kernel uses whole pages only (memblock_trim_memory())
             found.append(Need(-(-r.start // PAGE_SIZE) * PAGE_SIZE, (r.last + 1) // PAGE_SIZE * PAGE_SIZE, RAM, False))
         elif r.name in FIRMWARE:
             found.append(Need(*_pages(r.start, r.last + 1), r.name, False))
-    for (start, size), name in zip(facts.efi_tables, EFI, strict=False):
-        found.append(Need(*_pages(start, start + size), name, False))
-    if not any(n.name == RAM for n in found):
-        raise EvidenceError(f"the guest's /proc/iomem has no {RAM}")
-    if facts.crash_region is not None:
-        found.append(Need(facts.crash_region.start, facts.crash_region.last + 1, "crash region", True))
+    if facts.hypervisor is None:
+        for (start, size), name in zip(facts.efi_tables, EFI, strict=False):
+            found.append(Need(*_pages(start, start + size), name, False))
+        if not any(n.name == RAM for n in found):
+            raise EvidenceError(f"the guest's /proc/iomem has no {RAM}")
+        if facts.crash_region is not None:
+            found.append(Need(facts.crash_region.start, facts.crash_region.last + 1, "crash region", True))
+    elif not facts.kimage.segments:
+        raise EvidenceError("where the image's segments go is not known")
     segments = enumerate(facts.kimage.segments)
     found += [Need(mem, mem + size, f"segment {number} of the image", True) for number, (mem, size) in segments]
     return [n for n in found if n.start < n.end]

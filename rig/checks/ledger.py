@@ -179,6 +179,9 @@ def _particular_claims(evidence: Evidence) -> list[Claim]:
     facts = evidence.facts
     claims = [Claim(*VGA_TEXT, "VGA text")]
     claims += [Claim(a, a + n, f"crash notes of CPU {cpu}") for cpu, (a, n) in enumerate(facts.crash_notes)]
+    if facts.hypervisor:
+        allocated = facts.hypervisor.allocated.items()
+        claims += [Claim(a, a + n, f"{name} of the hypervisor") for name, (a, n) in allocated]
     if facts.vmcoreinfo:
         address, size = facts.vmcoreinfo
         claims.append(Claim(address, address + size, "vmcoreinfo"))
@@ -261,7 +264,8 @@ def _ad_claims(evidence: Evidence, a: Checkpoint, b: Checkpoint) -> list[Claim]:
 def _image_claims(evidence: Evidence) -> list[Claim]:
     """The sections of the kernel image, as /proc/iomem names them."""
     sections = {r.name: r for r in evidence.facts.iomem if r.name in IMAGE}
-    named = [Claim(r.start, r.last + 1, f"kernel {IMAGE[name]}") for name, r in sections.items()]
+    whose = _whose(evidence)
+    named = [Claim(r.start, r.last + 1, f"{whose} {IMAGE[name]}") for name, r in sections.items()]
     if "Kernel data" in sections and evidence.given_back:
         # arch/x86/kernel/vmlinux.lds.S: .vvar lies between .data and init; /proc/iomem doesn't name it
         init = min(part.start for part in evidence.given_back)
@@ -282,8 +286,13 @@ def _symbol_claims(evidence: Evidence) -> list[Claim]:
         section = next((r for r in writable if start in r), None)
         if section is not None:
             end = start + symbol.end - symbol.start
-            claims.append(Claim(start, min(end, section.last + 1), f"kernel {symbol.name}"))
+            claims.append(Claim(start, min(end, section.last + 1), f"{_whose(evidence)} {symbol.name}"))
     return claims
+
+
+def _whose(evidence: Evidence) -> str:
+    """Whose symbols and sections they are."""
+    return "kernel" if evidence.facts.hypervisor is None else "hypervisor"
 
 
 def _physical(evidence: Evidence, virtual: int) -> int | None:

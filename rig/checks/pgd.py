@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from rig.checks import check
@@ -54,7 +54,7 @@ def pgd_survives(evidence: Evidence) -> CheckResult:
     before = _page(evidence, Checkpoint.PANIC, page)
     later = [_compare(mode, root % PAGE_SIZE, before, *one) for one in _later_pages(evidence, page)]
     figures = _figures(facts, mode, root, later)
-    where = f"{'PDPT' if mode is PagingMode.PAE else 'pgd'} at {root:#x}"
+    where = f"{_name(facts)} at {root:#x}"
     if first := next((one for one in later if one.bytes_changed), None):
         ranges = [(page + at, page + at + size) for at, size in changed_ranges(before, first.page)]
         checkpoint = None if first.where == DUMP else Checkpoint(first.where)
@@ -139,7 +139,19 @@ def _figures(facts: Facts, mode: PagingMode, root: int, later: Sequence[_Later])
     if facts.dump is not None:
         changed = later[-1].bytes_changed
         figures["vmcore"] = {"physical": facts.dump.physical, "bytes_changed": changed, "via": facts.dump.via}
+    if facts.pgd_owner is not None:
+        figures["owner"] = asdict(facts.pgd_owner)
     return figures
+
+
+def _name(facts: Facts) -> str:
+    """What CR3 points to, in words; under a hypervisor whose it is, too."""
+    owner = facts.pgd_owner
+    if owner is None:
+        return "PDPT" if facts.mode is PagingMode.PAE else "pgd"
+    if owner.pseudo_physical is None:
+        return "the hypervisor's own pgd"
+    return f"{owner.name}'s pgd (pseudo-physical {owner.pseudo_physical:#x})"
 
 
 def _ranges(indices: list[int]) -> str:

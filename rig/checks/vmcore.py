@@ -11,6 +11,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from rig.checks import check
+from rig.checks.hypervisor import hypervisor_registers
 from rig.checks.ledger import UNTOLD, claims, slab_claims
 from rig.errors import EvidenceError
 from rig.evidence import Evidence
@@ -39,10 +40,13 @@ def vmcore_registers(evidence: Evidence) -> CheckResult:
     must have the notes of /proc/vmcore.
 
     After an exception it must instead be the exception's registers, each of them, as they were in memory at `panic`.
+    Under a hypervisor the notes are its own: see hypervisor_registers().
     """
     facts = evidence.facts
     if facts.dump is None:
         raise EvidenceError("no headers of /proc/vmcore were fetched")
+    if facts.hypervisor is not None:
+        return hypervisor_registers(evidence)
     if facts.panic_symbol == MACHINE_KEXEC:
         raise EvidenceError(f"`panic` was taken at {MACHINE_KEXEC}, when the registers had been saved already")
     notes = evidence.vmcore.prstatus

@@ -42,6 +42,7 @@ _LOADED_BY_LIBC = ("libnss_files.so.2",)  # glibc before 2.34, to look up a user
 _NETWORK = ("8139cp",)  # the guests' network card (rtl8139): the quickest to have a link
 _DISK = ("virtio_pci", "virtio_blk")  # the disk that a dump may be written to; few and small
 _MODULES = (*_NETWORK, *_DISK)
+_DOM0_MODULES = ("xen-privcmd", "xen-evtchn", "xenfs")  # what kexec-tools takes to reach a Xen hypervisor
 _IMAGES = ("boot/vmlinuz-*", "usr/lib/modules/*/vmlinuz", "lib/modules/*/vmlinuz")
 _ANY_IMAGE = r"linux-image-[0-9].*(?<!-dbg)"
 _EXAMPLES = 4  # of what there is instead, in an error
@@ -85,9 +86,10 @@ class _KernelRecord(msgspec.Struct):
     bzimage: str
     modules: list[str]
     disk_modules: list[str]
+    dom0_modules: list[str] = []
 
     def paths(self) -> list[str]:
-        return [self.bzimage, *self.modules, *self.disk_modules]
+        return [self.bzimage, *self.modules, *self.disk_modules, *self.dom0_modules]
 
 
 class _UserlandRecord(msgspec.Struct):
@@ -183,8 +185,11 @@ class PackageCache:
             return users_kernel(kernel, kernel.image, guest, self.progress)
         pattern = kernel.package.replace("{flavour}", re.escape(guest.flavour))
         repository = self._repository(kernel.suite)
-        key = self._record(repository, guest.arch, f"kernel-{guest.flavour}", pattern, *_MODULES)
-        record = self.cache.recorded(key, _KernelRecord, lambda: self._packaged_kernel(repository, guest.arch, pattern))
+        dom0 = _DOM0_MODULES if guest.hypervisor else ()
+        key = self._record(repository, guest.arch, f"kernel-{guest.flavour}", pattern, *_MODULES, *dom0)
+        record = self.cache.recorded(
+            key, _KernelRecord, lambda: self._packaged_kernel(repository, guest.arch, pattern, dom0)
+        )
         if not record.modules:
             self.progress(f"{record.package} has no module {', '.join(_NETWORK)}: no SSH into it as the crash kernel")
         return KernelFiles(
@@ -197,6 +202,7 @@ class PackageCache:
             disk_modules=tuple(self.cache.root / module for module in record.disk_modules),
             vmlinux=kernel.vmlinux,
             suite=kernel.suite,
+            dom0_modules=tuple(self.cache.root / module for module in record.dom0_modules),
         )
 
     def userland(self, arch: Arch, dump: Dump = Dump.HEADERS) -> Userland:
@@ -253,7 +259,10 @@ class PackageCache:
         name = f"trees/{candidate.name}-{candidate.sha256[:16]}"
         return self.cache.once(name, lambda path: debs.unpack(deb, path))
 
-    def _packaged_kernel(self, repository: Repository, arch: Arch, pattern: str) -> _KernelRecord:
+    def _packaged_kernel(
+        self, repository: Repository, arch: Arch, pattern: str, dom0: tuple[str, ...]
+    ) -> _KernelRecord:
+        """dom0: names of modules to take along for the first kernel."""
         others = [kind for kind in _OTHER_KINDS if kind not in pattern]
         candidates = [
             candidate
@@ -264,10 +273,10 @@ class PackageCache:
             raise self._no_such_kernel(repository, arch, pattern)
         for main in repository.first_available(arch, candidates):
             found = [main, *_obtain_parts(repository, arch, main[0], _KERNEL_PARTS)]
-            unpack = functools.partial(self._unpack_kernel, [deb for _, deb in found])
-            tree = self.cache.once(f"trees/kernel-{_identity(found, *_MODULES)}", unpack)
+            unpack = functools.partial(self._unpack_kernel, [deb for _, deb in found], (*_MODULES, *dom0))
+            tree = self.cache.once(f"trees/kernel-{_identity(found, *_MODULES, *dom0)}", unpack)
             if images := [image for glob in _IMAGES for image in sorted(tree.glob(glob))]:
-                return self._kernel_record(arch, main[0], tree, images[0])
+                return self._kernel_record(arch, main[0], tree, images[0], dom0)
             self.progress(f"{main[0].name} has no kernel image, trying the next")
         raise PackageError(
             f"no kernel package {pattern} could be had for {arch}: {repository.troubles(arch)}",
@@ -284,7 +293,9 @@ class PackageCache:
             hint=f"kernels for {arch} there: {examples or 'none'}. What apt said: {repository.troubles(arch)}",
         )
 
-    def _kernel_record(self, arch: Arch, candidate: Candidate, tree: Path, bzimage: Path) -> _KernelRecord:
+    def _kernel_record(
+        self, arch: Arch, candidate: Candidate, tree: Path, bzimage: Path, dom0: tuple[str, ...]
+    ) -> _KernelRecord:
         image = inspect(bzimage, read_config=False)
         if image.arch is not arch:
             raise PackageError(f"{candidate.filename} has a kernel for {image.arch}")
@@ -298,13 +309,14 @@ class PackageCache:
             bzimage=self.cache.relative(bzimage),
             modules=[self.cache.relative(module) for module in modules],
             disk_modules=[self.cache.relative(module) for module in disk_modules],
+            dom0_modules=[self.cache.relative(module) for module in debs.load_order(tree, dom0)],
         )
 
-    def _unpack_kernel(self, packages: Sequence[Path], path: Path) -> None:
+    def _unpack_kernel(self, packages: Sequence[Path], modules: Sequence[str], path: Path) -> None:
         self.progress(f"unpacking {packages[0].name}")
         path.mkdir()
         for deb in packages:
-            debs.unpack_kernel(deb, path, _MODULES)
+            debs.unpack_kernel(deb, path, modules)
 
     def _unpack_headers(self, packages: Sequence[Path], path: Path) -> None:
         """All of them into one tree, as they would be installed. The Makefiles that lead from one to another

@@ -18,6 +18,11 @@ be in RAM, and the entry in one of them.
 
 machine_kexec gets the struct's address in the first argument's register or, on i386 without CONFIG_REGPARM (an option
 up to 2.6.19, always on since), on the stack above the return address. Which one follows from what is there.
+
+A Xen hypervisor has a struct of its own instead (xen/include/xen/kimage.h):
+
+    struct kexec_image { uint8_t type; uint16_t arch; uint64_t entry_maddr; uint32_t nr_segments;
+                         struct { void *buf; uint64_t buf_size, dest_maddr, dest_size; } *segments; ... }
 """
 
 from __future__ import annotations
@@ -45,6 +50,8 @@ _LAYOUTS = (
     (3, "start is word 3 (2.6.20 and newer)"),
     (4, "start is word 4 (with destination, up to 2.6.19)"),
 )
+_XEN_SEGMENTS = ((16, 4), (24, 8))  # (offset, bytes) of nr_segments and segments
+_XEN_LAYOUTS = ((1, "entry_maddr of Xen's struct kexec_image"),)
 
 
 def arguments(memory: Memory, mode: PagingMode, cpu: CpuState, arch: Arch) -> dict[str, int]:
@@ -58,13 +65,17 @@ def arguments(memory: Memory, mode: PagingMode, cpu: CpuState, arch: Arch) -> di
     return found
 
 
-def read(memory: Memory, mode: PagingMode, cpu: CpuState, arch: Arch, crash_region: Range) -> Kimage:
+def read(
+    memory: Memory, mode: PagingMode, cpu: CpuState, arch: Arch, crash_region: Range, *, xen: bool = False
+) -> Kimage:
     """The struct that machine_kexec was given; cpu: at its first instruction. EvidenceError when it makes no sense.
 
     Of two places that may hold the argument, the one counts whose struct bears out what it is: nothing is moved for
     kdump, so that `entry` still points to `head` (do_kimage_alloc_init(), kernel/kexec_core.c); or `start` lies in one
-    of the image's own segments.
+    of the image's own segments. xen: the struct is a hypervisor's.
     """
+    if xen:
+        return _read_xen(memory, mode, cpu, arch, crash_region)
     found: list[Kimage] = []
     problems = []
     for place, address in arguments(memory, mode, cpu, arch).items():
@@ -147,6 +158,28 @@ def _pages(memory: Memory, mode: PagingMode, cpu: CpuState, pointers: Iterable[i
     return tuple(pages)
 
 
+def _read_xen(memory: Memory, mode: PagingMode, cpu: CpuState, arch: Arch, crash_region: Range) -> Kimage:
+    ((place, address),) = arguments(memory, mode, cpu, arch).items()
+    blob = _struct(memory, mode, cpu, address)
+    image = parse(blob, arch, address, crash_region, _XEN_LAYOUTS)
+    count, listed = (int.from_bytes(blob[at : at + size], "little") for at, size in _XEN_SEGMENTS)
+    if not 1 <= count <= SEGMENT_MAX:
+        raise EvidenceError(f"struct kexec_image at {address:#x} can't have {count} segments")
+    words = _struct(memory, mode, cpu, listed)[: 4 * arch.word * count]
+    layout = f"{image.layout}; its address in {place}"
+    return replace(image, layout=layout, segments=_xen_segments(words, count, crash_region))
+
+
+def _xen_segments(blob: bytes, count: int, crash_region: Range) -> tuple[tuple[int, int], ...]:
+    """Empty unless all that have something to copy are plausible, as for Linux. One that has not is only to be mapped:
+    kexec-tools asks for the first MiB so (kexec-xen.c, xen_kexec_load()).
+    """
+    words = [int.from_bytes(blob[i : i + 8], "little") for i in range(0, len(blob), 8)]
+    found = _segments_at(words, count)
+    copied = tuple(segment for segment, size in zip(found, words[1::4], strict=False) if size)
+    return found if copied and _plausible(copied, crash_region) else ()
+
+
 def page_pointers(blob: bytes, arch: Arch) -> list[int]:
     """Words in the struct that may be virtual addresses of whole pages: page-aligned, in the kernel's half."""
     lowest = 1 << 63 if arch is Arch.AMD64 else 0x40000000  # 1G/3G is the lowest split there is
@@ -154,13 +187,15 @@ def page_pointers(blob: bytes, arch: Arch) -> list[int]:
     return [word for word in words if word >= lowest and word % PAGE_SIZE == 0]
 
 
-def parse(blob: bytes, arch: Arch, address: int, crash_region: Range) -> Kimage:
+def parse(
+    blob: bytes, arch: Arch, address: int, crash_region: Range, layouts: Iterable[tuple[int, str]] = _LAYOUTS
+) -> Kimage:
     """Read WORDS words of a struct kimage. EvidenceError when no known layout puts the entry into the crash region."""
     word = arch.word
     if len(blob) < WORDS * word:
         raise EvidenceError(f"struct kimage at {address:#x} goes on in another page, which is not looked at")
     words = [int.from_bytes(blob[i : i + word], "little") for i in range(0, WORDS * word, word)]
-    for index, layout in _LAYOUTS:
+    for index, layout in layouts:
         if words[index] in crash_region:
             return Kimage(address, words[index], layout)
     raise EvidenceError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from elftools.common.exceptions import ELFError
@@ -17,6 +17,10 @@ from rig.model import PAGE_SIZE, Range, Symbol
 
 # The instant `panic` (DESIGN), best first. Kernels before 4.7 (7bbee5ca3896) have no __crash_kexec.
 PANIC_SYMBOLS = ("__crash_kexec", "crash_kexec")
+# The same of a Xen hypervisor (xen/common/kexec.c), whether dom0 panicked or it crashed itself: the other CPUs are shut
+# down from here. Its machine_kexec has the kernel's name.
+HYPERVISOR_PANIC = "kexec_crash"
+HYPERVISOR_TEXT = "_stext"
 TEXT = "_text"  # where the image begins; startup_64, _stext and others are at the same address
 # The kernel's own copy of the control code: relocate_kernel_{32,64}.S, and the section around it since 6.14.
 CODE_START = ("__relocate_kernel_start", "relocate_kernel", "relocate_new_kernel")
@@ -127,20 +131,47 @@ def placed(symbols: Mapping[int, str], addresses: Iterable[int]) -> tuple[Symbol
     return tuple(Symbol(symbols[start], start, end) for start, end in sorted(found.items()))
 
 
+def from_hypervisor(image: Path) -> dict[int, str]:
+    """All symbols of a Xen hypervisor, address -> name. It runs where it was linked to. Errors as from_vmlinux().
+
+    Where its image begins has the name that it has in a kernel, too.
+    """
+    found: dict[int, str] = {}
+    for name, address in _symbol_table(image):
+        if name == HYPERVISOR_TEXT:
+            found[address] = TEXT
+        elif address >= LOWEST:
+            found.setdefault(address, name)
+    return found
+
+
+def named(image: Path, names: Collection[str]) -> dict[str, int]:
+    """Name -> address of an ELF file's symbols of these names. UnsuitableKernel naming those that it lacks."""
+    found = {name: address for name, address in _symbol_table(image) if name in names}
+    if missing := [name for name in names if name not in found]:
+        raise UnsuitableKernel(f"{image} has no symbol {', '.join(missing)}: not a hypervisor that the rig knows")
+    return found
+
+
+def _symbol_table(image: Path) -> list[tuple[str, int]]:
+    """(name, address) of an ELF file's symbols. UnsuitableKernel when it is none, or has no symbol table."""
+    try:
+        with image.open("rb") as file:
+            table = ELFFile(file).get_section_by_name(".symtab")
+            if not isinstance(table, SymbolTableSection):
+                raise UnsuitableKernel(f"{image} has no symbol table", hint="give the unstripped vmlinux")
+            return [(s.name, int(s["st_value"])) for s in table.iter_symbols() if s.name and s["st_value"]]
+    except (OSError, ELFError) as problem:
+        raise UnsuitableKernel(f"{image} is not a vmlinux: {problem}") from problem
+
+
 def from_vmlinux(vmlinux: Path, running: Mapping[str, int]) -> dict[int, str]:
     """All symbols of a vmlinux, address -> name, moved to where the running kernel has its own.
 
     running: what kallsyms gave. Raises UnsuitableKernel when the file is not an ELF with a symbol table, or when the
     two can't be the same kernel (no symbol in common, or they moved by different amounts).
     """
-    try:
-        with vmlinux.open("rb") as file:
-            table = ELFFile(file).get_section_by_name(".symtab")
-            if not isinstance(table, SymbolTableSection):
-                raise UnsuitableKernel(f"{vmlinux} has no symbol table", hint="give the unstripped vmlinux")
-            entries = [(s.name, int(s["st_value"])) for s in table.iter_symbols() if s.name and s["st_value"]]
-    except (OSError, ELFError) as problem:
-        raise UnsuitableKernel(f"{vmlinux} is not a vmlinux: {problem}") from problem
+    entries = _symbol_table(vmlinux)
     linked = dict(entries)
     common = [n for n in (MACHINE_KEXEC, *PANIC_SYMBOLS) if n in linked and n in running]
     moves = {running[n] - linked[n] for n in common}

@@ -113,15 +113,27 @@ def pgd_sentence(check: CheckResult) -> str:
     compared, changed = integer(figures, "bytes_compared"), integer(figures, "bytes_changed")
     if where is None or compared is None or changed is None:
         return ""
-    amount = f"{number(changed)} of {number(compared)} bytes at {where:#x} changed{_span(figures)}"
+    whose, kind = _whose(figures)
+    amount = f"{number(changed)} of {number(compared)} bytes at {kind}{where:#x} changed{_span(figures)}"
     if check.verdict is Verdict.PASS and not changed:
-        return f"The page directory survived: {amount}."
+        return f"{whose} survived: {amount}."
     if check.verdict is Verdict.FAIL and changed:
         entries = len(records(figures, "entries_changed"))
-        return f"The page directory did not survive: {amount}" + (
+        return f"{whose} did not survive: {amount}" + (
             f", in {plural(entries, 'entry', 'entries')}." if entries else "."
         )
     return ""
+
+
+def _whose(figures: Mapping[str, Any]) -> tuple[str, str]:
+    """The page directory, with its owner where a hypervisor has one as well, and the kind of its address."""
+    owner = figures.get("owner")
+    if not isinstance(owner, Mapping):
+        return "The page directory", ""
+    pseudo = integer(owner, "pseudo_physical")
+    known = f" (pseudo-physical {pseudo:#x})" if pseudo is not None else ""
+    name = {"hypervisor": "The hypervisor"}.get(str(owner.get("name")), str(owner.get("name")))
+    return f"{name}'s page directory{known}", "machine address "
 
 
 def _span(figures: Mapping[str, Any]) -> str:

@@ -53,7 +53,8 @@ class MachineSpec:
     """A machine to start. memory: MiB. accel: tcg or kvm. nic: QEMU device model.
 
     run_dir: existing directory for console.log, control.log, qmp.jsonl, qemu.log and qemu.stderr. firmware: an image
-    instead of QEMU's own BIOS. disk: a file that the guest has as a virtio disk.
+    instead of QEMU's own BIOS. disk: a file that the guest has as a virtio disk. hypervisor: boots first, with
+    hypervisor_cmdline, and gets kernel (with cmdline) and initrd as its modules.
     """
 
     memory: int
@@ -68,6 +69,8 @@ class MachineSpec:
     nic: str = "rtl8139"
     firmware: Path | None = None
     disk: Path | None = None
+    hypervisor: Path | None = None
+    hypervisor_cmdline: str = ""
 
     @property
     def ram_size(self) -> int:
@@ -90,6 +93,15 @@ class Wiring:
         return self.ram, self.console, self.control, self.qmp, self.gdb
 
 
+def boot_options(spec: MachineSpec) -> list[tuple[str, str]]:
+    """What is booted. A hypervisor is a multiboot image: -initrd then lists its modules, each a file and its command
+    line, separated by commas; one within them is doubled (load_multiboot() in QEMU's hw/i386/multiboot.c)."""
+    if spec.hypervisor is None:
+        return [("-kernel", str(spec.kernel)), ("-initrd", str(spec.initrd)), ("-append", spec.cmdline)]
+    modules = [module.replace(",", ",,") for module in (f"{spec.kernel} {spec.cmdline}", str(spec.initrd))]
+    return [("-kernel", str(spec.hypervisor)), ("-initrd", ",".join(modules)), ("-append", spec.hypervisor_cmdline)]
+
+
 def argv(spec: MachineSpec, wiring: Wiring) -> list[str]:
     """The QEMU command line. Pure. Option and value on one line."""
     ram = f"memory-backend-file,id=ram,size={spec.memory}M,mem-path=/proc/self/fd/{wiring.ram},share=on"
@@ -103,9 +115,7 @@ def argv(spec: MachineSpec, wiring: Wiring) -> list[str]:
         ("-m", f"{spec.memory}M"),
         ("-object", ram),
         ("-machine", f"{spec.machine},memory-backend=ram"),
-        ("-kernel", str(spec.kernel)),
-        ("-initrd", str(spec.initrd)),
-        ("-append", spec.cmdline),
+        *boot_options(spec),
         # The legacy text window at 0xb8000 must exist: kernels write to it during the hand-over.
         ("-device", "VGA"),
         # ttyS0: the kernel's console. ttyS1: the control channel.

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from rig.checks import run_check
+from rig.facts import Hypervisor
 from rig.model import CheckResult, Range, Verdict
 from tests.checks.forged_handover import ENTRY, IOMEM, LARGE, Handover
 from tests.forge import CRASH, PANIC_RIP, PGD, Machine
@@ -83,6 +84,19 @@ def test_firmware_tables_must_be_covered(tmp_path: Path) -> None:
     machine.learn(iomem=(*IOMEM, Range(0x1000800, 0x10017FF, "ACPI Tables")))
     result = judged(machine, tmp_path)
     assert (result.verdict, result.figures["holes"]) == (Verdict.FAIL, [[0x1000000, 0x1002000]])
+
+
+def test_under_a_hypervisor_only_the_image_must_be_mapped(tmp_path: Path) -> None:
+    """It maps no RAM besides: not even all of the crash region."""
+    machine = Handover().machine()
+    machine.learn(hypervisor=Hypervisor("xen", "4.17", {}, {}, None))
+    assert [row["name"] for row in judged(machine, tmp_path).figures["ranges"]] == ["segment 0 of the image"]
+    assert machine.facts.kimage is not None
+    machine.learn(kimage=replace(machine.facts.kimage, segments=((0x2000000, 0x1000),)))
+    outside = judged(machine, tmp_path)
+    assert (outside.verdict, outside.figures["holes"]) == (Verdict.FAIL, [[0x2000000, 0x2001000]])
+    machine.learn(kimage=replace(machine.facts.kimage, segments=()))
+    assert judged(machine, tmp_path).verdict is Verdict.ERROR
 
 
 def test_efis_tables_must_be_covered(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import subprocess
 from pathlib import Path
@@ -157,6 +158,27 @@ def test_the_newest_kernel_that_downloads(cache: PackageCache, repository: Repos
     assert any("linux-image-6.1.0-51-amd64_6.1.180-1_amd64.deb can't be had" in message for message in said)
     shutil.rmtree(repository.root)
     assert again(cache, repository).kernel(KERNEL, guest()) == files
+
+
+def test_a_dom0_gets_what_reaches_the_hypervisor_and_the_crash_kernel_does_not(
+    cache: PackageCache, repository: Repository
+) -> None:
+    xen = "lib/modules/6.1.0-9-amd64/kernel/drivers/xen/{}.ko"
+    repository.add(
+        "linux-image-6.1.0-9-amd64",
+        "6.1.90-1",
+        {
+            "boot/vmlinuz-6.1.0-9-amd64": bzimage("6.1.0-9-amd64 (x@y)"),
+            NETWORK_CARD.format("6.1.0-9-amd64"): elf(),
+            xen.format("xen-privcmd"): elf(),
+            xen.format("xenfs/xenfs"): elf(modinfo=["depends=xen-privcmd"]),
+        },
+    )
+    dom0 = dataclasses.replace(guest(), name="xen", hypervisor="xen-hypervisor-4.17-amd64")
+    for one, names in ((dom0, ["xen-privcmd.ko", "xenfs.ko"]), (guest(), [])):
+        files = cache.kernel(KERNEL, one)
+        assert [module.name for module in files.dom0_modules] == names
+        assert [module.name for module in files.modules] == ["8139cp.ko"]
 
 
 def test_a_wide_pattern_takes_no_kernel_of_another_kind(cache: PackageCache, repository: Repository) -> None:

@@ -31,7 +31,11 @@ def vmcore_i386(
 ) -> bytes:
     """cpus: (eip, esp) of each NT_PRSTATUS. loads: (physical, file offset, size); by default 8 MiB from physical 0."""
     notes = b"".join(note(b"CORE", 1, prstatus_i386(eip, esp, pid)) for pid, (eip, esp) in enumerate(cpus, 1))
-    notes += note(b"VMCOREINFO", 0, b"OSRELEASE=6.1.0-forged\nPAGESIZE=4096\n")
+    return vmcore(notes + note(b"VMCOREINFO", 0, b"OSRELEASE=6.1.0-forged\nPAGESIZE=4096\n"), loads)
+
+
+def vmcore(notes: bytes, loads: Sequence[tuple[int, int, int]] = ((0, 0x10000, 0x800000),)) -> bytes:
+    """notes: as `note` makes them, one after the other."""
     start = _EHDR.size + (1 + len(loads)) * _PHDR.size
     ident = b"\x7fELF" + bytes([2, 1, 1]) + bytes(9)
     return (

@@ -41,6 +41,16 @@ def value(option: str, spec: MachineSpec = SPEC) -> str:
     return words[words.index(option) + 1]
 
 
+def test_a_hypervisor_gets_the_kernel_as_a_module() -> None:
+    """A comma ends a module for QEMU, unless it is doubled."""
+    spec = dataclasses.replace(
+        SPEC, cmdline="console=hvc0 a=1,2", hypervisor=Path("/x"), hypervisor_cmdline="com1=115200,8n1"
+    )
+    assert value("-kernel", spec) == "/x"
+    assert value("-initrd", spec) == "/k console=hvc0 a=1,,2,/i"
+    assert value("-append", spec) == "com1=115200,8n1"
+
+
 def test_ram_is_the_inherited_file() -> None:
     assert value("-object") == "memory-backend-file,id=ram,size=512M,mem-path=/proc/self/fd/10,share=on"
     assert value("-machine") == "pc,memory-backend=ram"

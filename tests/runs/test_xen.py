@@ -1,0 +1,40 @@
+"""A machine that a Xen hypervisor runs, from the panic of dom0, and of the hypervisor, to the judged dump."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rig.evidence import Evidence
+from rig.model import Checkpoint
+from tests.runs.conftest import checks, figures, rig
+
+pytestmark = pytest.mark.vm
+
+
+@pytest.mark.parametrize(
+    ("scenario", "owner", "words"),
+    [
+        ("xen-dom0-panic", "dom0", "Hardware Dom0 crashed: Executing kexec image"),
+        ("xen-crash", "hypervisor", "'C' pressed -> triggering crashdump"),
+    ],
+)
+def test_the_page_tables_survive_and_the_dump_shows_both(tmp_path: Path, scenario: str, owner: str, words: str) -> None:
+    done = rig("run", scenario, "--json", "--results", tmp_path)
+    assert done.status == 0, done.err
+    result = done.results["xen"]
+    assert set(checks(result).values()) == {"pass"}
+    evidence = Evidence(done.directories["xen"])
+    told = figures(result, "pgd-survives")["owner"]
+    assert told["name"] == owner
+    # dom0 knows the page by another address than the machine; the hypervisor's root is no domain's
+    assert (told["pseudo_physical"] is None) == (owner == "hypervisor")
+    assert told["pseudo_physical"] != evidence.facts.cr3
+    assert (told["idle"] == evidence.facts.cr3) == (owner == "hypervisor")
+    assert evidence.facts.captured == tuple(
+        checkpoint for checkpoint in Checkpoint if checkpoint not in (Checkpoint.ARMED, Checkpoint.SECOND_KERNEL)
+    )
+    assert words in evidence.console()
+    assert {"Xen", "VMCOREINFO_XEN"} <= set(figures(result, "vmcore-registers")["notes"])
+    assert evidence.symbol_at(evidence.trace.steps[0].pc) == "machine_kexec+0x0"
