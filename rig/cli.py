@@ -106,7 +106,7 @@ def parser() -> argparse.ArgumentParser:
     about = "sabotage runs on purpose and see that it is noticed"
     selftest = command("selftest", about, commands.selftest, _add_guest, _add_manner, _add_catalogue)
     extent = selftest.add_mutually_exclusive_group()
-    text = "modules and the debugger only, no kernels to build, on one guest: x86_64, or --guest"
+    text = "modules and the debugger only, no kernels to build, kdump only, on one guest: x86_64, or --guest"
     extent.add_argument("--quick", action="store_true", help=text)
     extent.add_argument("--all", action="store_false", dest="quick", help="everything (default)")
     about = "measure the rig against bare boots"

@@ -76,11 +76,10 @@ def matrix(args: argparse.Namespace) -> int:
     from rig.plan import matrix as cells
 
     plans = cells(_catalogue(args), args.patterns or [NIGHTLY])
-    timings = room.Timings(default_root() / "timings")
     options = dataclasses.replace(_options(args), refused_is_error=True)
     if args.plan:
         jobs = options.jobs or pool.cores()
-        known = timings.read()
+        known = room.Timings(default_root() / "timings").read()
         if args.json:
             rows = zip(plans, room.estimates(plans, known), strict=True)
             print_json({"cells": [{"id": p.id, "skip": p.skip, "seconds": seconds} for p, seconds in rows]})
@@ -89,10 +88,6 @@ def matrix(args: argparse.Namespace) -> int:
         return 0
 
     def show(finished: Sequence[Finished]) -> None:
-        for result, _ in finished:
-            if result.verdict is not Verdict.SKIP:
-                slug = next(plan.slug for plan in plans if plan.id == result.id)
-                timings.keep(slug, sum(phase.seconds for phase in result.phases))
         if args.json:
             _print_verdicts(finished, as_json=True)
         else:
@@ -157,13 +152,20 @@ def _options(args: argparse.Namespace) -> Options:
 
 def _run_plans(plans: Sequence[RunPlan], options: Options, cancel: threading.Event) -> list[Finished | None]:
     from rig import conductor, pool
+    from rig.guest.cache import default_root
+    from rig.matrix import Timings
     from rig.progress import open_progress
+
+    timings = Timings(default_root() / "timings")
+
+    def one(plan: RunPlan, listener: Callable[[str], None], stop: threading.Event) -> Finished:
+        result, where = conductor.run(plan, options, listener, stop)
+        timings.keep(plan.slug, result)
+        return result, where
 
     jobs = pool.workers(plans, options.jobs, pool.cores(), pool.available_memory())
     with open_progress(sys.stderr, len(plans)) as progress:
-        return pool.run_all(
-            plans, lambda plan, listener, stop: conductor.run(plan, options, listener, stop), jobs, progress, cancel
-        )
+        return pool.run_all(plans, one, jobs, progress, cancel)
 
 
 def _print_verdicts(finished: Sequence[Finished], as_json: bool) -> None:

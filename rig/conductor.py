@@ -239,7 +239,7 @@ class _Run(Run):
                 if cpu.paging is None:
                     raise GuestError(f"paging is off at {name}")
                 self.learn(crashing_cpu=cpu.cpu, panic_symbol=name, mode=cpu.paging, cr3=cpu.cr3)
-                if name != symbols.PANIC_SYMBOLS[0]:
+                if name not in (symbols.PANIC_SYMBOLS[0], symbols.HYPERVISOR_PANIC):
                     self.learn(environment={**self.facts.environment, "panic_symbol": name})
                     self.listener(f"note: the kernel has no {symbols.PANIC_SYMBOLS[0]}: `panic` is taken at {name}")
                 self.keep.append(levels.root(cpu.paging, cpu.cr3))

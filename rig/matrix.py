@@ -6,6 +6,7 @@ import contextlib
 import heapq
 import os
 import statistics
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from textwrap import wrap
@@ -30,12 +31,16 @@ class Timings:
                 known[path.name] = float(path.read_text(encoding="ascii"))
         return known
 
-    def keep(self, slug: str, seconds: float) -> None:
-        """Replaces what was known. Raises OSError."""
-        self._directory.mkdir(parents=True, exist_ok=True)
-        draft = self._directory / f".{slug}.{os.getpid()}"
-        draft.write_text(f"{seconds:.1f}", encoding="ascii")
-        draft.rename(self._directory / slug)
+    def keep(self, slug: str, result: RunResult) -> None:
+        """Replaces what was known, unless nothing was run. A directory that can't be written is no trouble: an estimate
+        is all that is lost."""
+        if not (seconds := sum(phase.seconds for phase in result.phases)):
+            return
+        with contextlib.suppress(OSError):
+            self._directory.mkdir(parents=True, exist_ok=True)
+            draft = self._directory / f".{slug}.{os.getpid()}.{threading.get_ident()}"
+            draft.write_text(f"{seconds:.1f}", encoding="ascii")
+            draft.rename(self._directory / slug)
 
 
 def estimates(plans: Sequence[RunPlan], known: Mapping[str, float]) -> list[float | None]:

@@ -68,14 +68,16 @@ def plans(catalogue: Catalogue, guests: Sequence[str] = (), quick: bool = False)
     """Every sabotage on the guests it lists. guests: only on those named, or what its own guests have in common with
     them: architecture and paging.
 
-    quick: no kernels that have to be built, and one guest unless others are named.
+    quick: no kernels that have to be built, no other ways of loading than the usual, and one guest unless others are
+    named.
 
     :raise RequestError: an unknown guest, or nothing is left to run
     """
     named = [find(catalogue.guests, name, "guest") for name in guests or ((QUICK_GUEST,) if quick else ())]
     chosen: list[RunPlan] = []
     for scenario in sabotages(catalogue):
-        if quick and scenario.kernel and catalogue.kernels[scenario.kernel].source:
+        built = scenario.kernel and catalogue.kernels[scenario.kernel].source
+        if quick and (built or scenario.load != Scenario.load):
             continue
         own = [catalogue.guests[name] for name in scenario.guests]
         where = list(dict.fromkeys(g.name for one in named for g in _like(one, own))) if named else scenario.guests

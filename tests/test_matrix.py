@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from rig import matrix
-from rig.model import CheckResult, RunPlan, Verdict
+from rig.model import CheckResult, Phase, RunPlan, Verdict
 from rig.plan import plan
 from tests.report import forge
 from tests.test_plan import CATALOGUE
@@ -40,9 +40,9 @@ def test_durations(seconds: float, words: str) -> None:
 def test_timings_are_kept_and_the_last_one_counts(tmp_path: Path) -> None:
     timings = matrix.Timings(tmp_path / "timings")
     assert timings.read() == {}
-    timings.keep("a", 3.25)
-    timings.keep("a", 4.0)
-    timings.keep("b", 1.0)
+    for slug, seconds in (("a", 3.25), ("a", 4.0), ("b", 1.0)):
+        timings.keep(slug, replace(forge.PASSED, phases=(Phase("boot", seconds),)))
+    timings.keep("skipped", replace(forge.PASSED, phases=()))
     (tmp_path / "timings" / "c").write_text("no number")
     assert timings.read() == {"a": 4.0, "b": 1.0}
 

@@ -45,6 +45,7 @@ SCENARIOS = [
     scenario("twin", "x86_64-pti", sabotage="damage what=user-twin"),
     scenario("only-pae", "pae", sabotage="damage what=pte"),
     scenario("patched", "x86_64", "pae", kernel="built-bad"),
+    replace(scenario("torn", "x86_64", sabotage="torn-image"), load="plain"),
 ]
 CATALOGUE = Catalogue(GUESTS, KERNELS, {s.name: s for s in SCENARIOS}, selections={}, files={})
 
@@ -55,7 +56,15 @@ CATALOGUE = Catalogue(GUESTS, KERNELS, {s.name: s for s in SCENARIOS}, selection
         (
             (),
             False,
-            ["module@x86_64", "module@pae", "twin@x86_64-pti", "only-pae@pae", "patched@x86_64", "patched@pae"],
+            [
+                "module@x86_64",
+                "module@pae",
+                "twin@x86_64-pti",
+                "only-pae@pae",
+                "patched@x86_64",
+                "patched@pae",
+                "torn@x86_64",
+            ],
         ),
         # x86_64-pti pages like x86_64, and stands in for it
         ((), True, ["module@x86_64", "twin@x86_64-pti"]),
