@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from rig.errors import Cancelled, MachineError
-from rig.model import RunPlan, RunResult, Verdict
+from rig.model import Dump, RunPlan, RunResult, Verdict
 from rig.progress import Progress
 
 Finished = tuple[RunResult, Path]  # a run's result and its directory
@@ -99,5 +99,7 @@ def run_all(
         return result, where
 
     with ThreadPoolExecutor(max_workers=jobs, thread_name_prefix="run") as pool:
-        futures: list[Future[Finished | None]] = [pool.submit(work, plan) for plan in plans]
-    return [future.result() for future in futures]
+        # Those that take a whole dump, the longest, first: else the last one runs on alone.
+        order = sorted(range(len(plans)), key=lambda number: plans[number].scenario.dump is Dump.HEADERS)
+        futures: dict[int, Future[Finished | None]] = {number: pool.submit(work, plans[number]) for number in order}
+    return [futures[number].result() for number in range(len(plans))]
