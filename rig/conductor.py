@@ -320,13 +320,7 @@ class _Run(Run):
             import rig.dump  # noqa: F401
 
             self.survey(recorder)
-            hello = vm.shell.wait_hello("crash", deadline)
-            self.learn(
-                crash_release=hello.release,
-                crash_seconds=round(time.monotonic() - started, 3),
-                crash_proc_cmdline=vm.shell.run("cat /proc/cmdline", deadline).strip(),
-                vmcore_present=hello.vmcore,
-            )
+            hello = self.meet(vm, "crash", started, deadline)
             self.no_network = "" if hello.net == "yes" else hello.net
             with held(vm):
                 self.capture(vm, recorder, Checkpoint.CRASH_KERNEL)

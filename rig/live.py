@@ -28,6 +28,7 @@ from rig.vm import tracing
 from rig.vm.deadline import Deadline
 from rig.vm.gdbstub import GdbStub
 from rig.vm.qemu import Vm
+from rig.vm.shell import Hello
 
 Listener = Callable[[str], None]
 
@@ -120,6 +121,17 @@ class Run:
             self.trigger.act(vm)
         else:
             vm.shell.send(trigger_line(self.trigger, self.token))
+
+    def meet(self, vm: Vm, role: str, started: float, deadline: Deadline) -> Hello:
+        """Wait for the new kernel's user space, and learn what it says of itself. started: time.monotonic()."""
+        hello = vm.shell.wait_hello(role, deadline)
+        self.learn(
+            crash_release=hello.release,
+            crash_seconds=round(time.monotonic() - started, 3),
+            crash_proc_cmdline=vm.shell.run("cat /proc/cmdline", deadline).strip(),
+            vmcore_present=hello.vmcore,
+        )
+        return hello
 
     def stop_at(
         self, vm: Vm, gdb: GdbStub, address: int, deadline: Deadline, running: Callable[[], None] = lambda: None

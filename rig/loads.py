@@ -23,7 +23,7 @@ class Load:
 
     description: str
     kind: LoadKind
-    command: str  # busybox sh; `load`, $load (the flag: -p or -l)
+    command: str  # busybox sh, with the function `load`
     archs: tuple[Arch, ...] = ()
     option: str = "CONFIG_KEXEC"
     word: str = ""

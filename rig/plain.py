@@ -125,12 +125,6 @@ def second_boot(run: Run, vm: Vm, recorder: Recorder) -> None:
     with run.in_phase("second-boot", "the second kernel's shell") as deadline:
         started = time.monotonic()
         run.survey(recorder)
-        hello = vm.shell.wait_hello("second", deadline)
-        run.learn(
-            crash_release=hello.release,
-            crash_seconds=round(time.monotonic() - started, 3),
-            crash_proc_cmdline=vm.shell.run("cat /proc/cmdline", deadline).strip(),
-            vmcore_present=hello.vmcore,
-        )
+        run.meet(vm, "second", started, deadline)
         with held(vm):
             run.writer.write_registers(Checkpoint.SECOND_KERNEL, vm.info_registers())
