@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import rig
-from rig import commands
+from rig.commands import reports, runs, stock
+from rig.commands.common import print_json
 from rig.errors import Cancelled, RigError
 from rig.model import Options
 
@@ -69,7 +70,7 @@ def parser() -> argparse.ArgumentParser:
     run = command(
         "run",
         "run a scenario and judge it",
-        commands.run,
+        runs.run,
         *(_add_selection, _add_manner, _add_catalogue),
         epilog=f"{EXAMPLES}\n{EXIT_CODES}",
     )
@@ -80,7 +81,7 @@ def parser() -> argparse.ArgumentParser:
     many = command(
         "matrix",
         "run many cells: a selection, or all that a pattern matches",
-        commands.matrix,
+        runs.matrix,
         *(_add_manner, _add_catalogue),
     )
     many.add_argument(
@@ -91,28 +92,28 @@ def parser() -> argparse.ArgumentParser:
         "'panic*@pae/*'",
     )
     many.add_argument("--plan", action="store_true", help="only say which cells these are and how long they take")
-    check = command("check", "judge saved evidence again, without a guest", commands.check)
+    check = command("check", "judge saved evidence again, without a guest", runs.check)
     check.add_argument("directories", nargs="+", type=Path, metavar="RESULT_DIR")
-    report = command("report", "write reports from saved evidence", commands.report)
+    report = command("report", "write reports from saved evidence", reports.report)
     report.add_argument("directories", nargs="+", type=Path, metavar="RESULT_DIR")
     report.add_argument("--html", type=Path, metavar="DIR", help="where to (default: report.html in each RESULT_DIR)")
-    lists = command("list", "list what there is to choose from", commands.list_, _add_catalogue)
-    lists.add_argument("what", nargs="?", choices=commands.LISTS, metavar="WHAT", help=", ".join(commands.LISTS))
-    command("fetch", "download what runs need, to run offline", commands.fetch, _add_selection, _add_catalogue)
-    build = command("build", "build a kernel from source, for the guests' flavours", commands.build, _add_catalogue)
+    lists = command("list", "list what there is to choose from", stock.list_, _add_catalogue)
+    lists.add_argument("what", nargs="?", choices=stock.LISTS, metavar="WHAT", help=", ".join(stock.LISTS))
+    command("fetch", "download what runs need, to run offline", stock.fetch, _add_selection, _add_catalogue)
+    build = command("build", "build a kernel from source, for the guests' flavours", stock.build, _add_catalogue)
     build.add_argument("kernel", metavar="KERNEL", help="a name from `rig list kernels` whose file names a source")
     build.add_argument("--guest", action="append", default=[], metavar="NAME", help="repeatable; default: all guests")
     build.add_argument("--jobs", type=_count, default=0, metavar="N", help="of make; default: one for each CPU")
     about = "sabotage runs on purpose and see that it is noticed"
-    selftest = command("selftest", about, commands.selftest, _add_guest, _add_manner, _add_catalogue)
+    selftest = command("selftest", about, runs.selftest, _add_guest, _add_manner, _add_catalogue)
     extent = selftest.add_mutually_exclusive_group()
     text = "modules and the debugger only, no kernels to build, kdump only, on one guest: x86_64, or --guest"
     extent.add_argument("--quick", action="store_true", help=text)
     extent.add_argument("--all", action="store_false", dest="quick", help="everything (default)")
     about = "measure the rig against bare boots"
-    bench = command("bench", about, commands.bench, _add_guest, _add_accel, _add_catalogue)
+    bench = command("bench", about, runs.bench, _add_guest, _add_accel, _add_catalogue)
     bench.add_argument("what", nargs="?", default="run", choices=("run",), help="default: run")
-    command("doctor", "say what this machine has and lacks", commands.doctor, _add_results, _add_catalogue)
+    command("doctor", "say what this machine has and lacks", stock.doctor, _add_results, _add_catalogue)
     return top
 
 
@@ -216,5 +217,5 @@ def _cancelled(text: str) -> int:
 def _refuse(error: RigError, as_json: bool) -> int:
     print(f"rig: {error}", file=sys.stderr)
     if as_json:
-        commands.print_json({"error": {"kind": type(error).__name__, "message": error.message, "hint": error.hint}})
+        print_json({"error": {"kind": type(error).__name__, "message": error.message, "hint": error.hint}})
     return error.exit_code

@@ -132,6 +132,7 @@ class Facts:
 
     rig: str
     plan: RunPlan
+    started: str = ""  # UTC, ISO 8601 to the second
     kernel: KernelIdentity = UNKNOWN
     crash_kernel: KernelIdentity = UNKNOWN
     environment: Mapping[str, Any] = field(default_factory=dict)

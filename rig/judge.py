@@ -46,6 +46,7 @@ def judge(evidence: Evidence) -> RunResult:
         environment=facts.environment,
         expect_failed=scenario.expect_failed,
         surprise=_surprise(evidence, verdict, checks),
+        started=facts.started,
         error=_broke_off(evidence),
     )
 

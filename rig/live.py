@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Container, Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 import rig
@@ -79,7 +80,8 @@ class Run:
         self.at_panic: tuple[CpuState, ...] = ()  # all CPUs, at the first capture
         self.no_network = "the crash kernel never said"  # why there is no SSH; empty when there is
         self.keep: list[int] = []  # physical: pages to keep of the first capture whether or not they change
-        self.facts = Facts(rig=rig.__version__, plan=plan)
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        self.facts = Facts(rig=rig.__version__, plan=plan, started=now)
         self.trigger = TRIGGERS[plan.scenario.trigger]
         self.load = LOADS[plan.scenario.load]
 

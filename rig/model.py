@@ -396,6 +396,7 @@ class RunResult:
     environment: Mapping[str, Any]
     expect_failed: tuple[str, ...] = ()
     surprise: str = ""  # why this is not what the scenario expects; empty when it is
+    started: str = ""  # UTC, ISO 8601 to the second; empty in results of a rig that did not say
     error: Failure | None = None  # set when the run broke off: could not go on, or the guest died of its panic
     schema: int = 1
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from rig import cli, commands
+from rig import cli
+from rig.commands import stock
 from rig.errors import Cancelled
 from rig.model import Options, RunPlan, RunResult
 from tests.cli.pretended import CHECKS, ROOT, Conductor, result, words
@@ -92,6 +93,6 @@ def test_ctrl_c_in_other_commands(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     def interrupted(_args: object) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(commands, "list_", interrupted)
+    monkeypatch.setattr(stock, "list_", interrupted)
     assert cli.main(["list"]) == 130
     assert capsys.readouterr().err == "rig: cancelled\n"

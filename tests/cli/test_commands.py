@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from rig import cli, commands
+from rig import cli
+from rig.commands import stock
 from rig.errors import MachineError, RequestError
 from rig.model import Options, RunPlan, RunResult, Verdict
 from rig.plan import plan
@@ -71,10 +72,10 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert {"i386", "pae", "x86_64"} <= set(names)
     assert cli.main(["list"]) == 0
     headings = [line for line in capsys.readouterr().out.splitlines() if not line.startswith(" ")]
-    assert headings == [f"{part}:" for part in commands.LISTS]
+    assert headings == [f"{part}:" for part in stock.LISTS]
     assert cli.main(["list", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
-    assert set(document) == {"schema", *commands.LISTS}
+    assert set(document) == {"schema", *stock.LISTS}
     assert {"name": "pgd-survives", "description": "described"} in document["checks"]
 
 

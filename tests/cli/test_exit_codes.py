@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rig import commands
+from rig.commands.common import exit_code
 from rig.model import CheckResult, KernelIdentity, RunResult, Verdict
 
 PASS, FAIL, ERROR, SKIP = Verdict.PASS, Verdict.FAIL, Verdict.ERROR, Verdict.SKIP
@@ -49,17 +49,17 @@ def judged(verdicts: str, expect_failed: str = "", surprise: str = "unexpected")
     ],
 )
 def test_exit_code_of_one_run(one: RunResult, code: int) -> None:
-    assert commands.exit_code([one]) == code
+    assert exit_code([one]) == code
 
 
 def test_exit_code_of_several_runs() -> None:
     good, bad, unknown = judged("p", surprise=""), judged("f"), judged("e")
-    assert commands.exit_code([good, good]) == 0
-    assert commands.exit_code([good, unknown]) == 3
-    assert commands.exit_code([unknown, bad, good]) == 1
+    assert exit_code([good, good]) == 0
+    assert exit_code([good, unknown]) == 3
+    assert exit_code([unknown, bad, good]) == 1
 
 
 def test_what_was_skipped_is_no_verdict() -> None:
     good, skipped = judged("p", surprise=""), judged("s")
-    assert commands.exit_code([skipped, good]) == 0
-    assert commands.exit_code([skipped]) == 3
+    assert exit_code([skipped, good]) == 0
+    assert exit_code([skipped]) == 3

@@ -1,0 +1,178 @@
+"""What the commands share: words understood, runs carried out, verdicts shown, exit codes, and signals.
+
+Rooms are imported where they are needed: `rig list` must not wait for numpy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import os
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from rig.errors import Cancelled, RequestError
+from rig.model import Options, RunPlan, RunResult, Verdict
+
+if TYPE_CHECKING:
+    from rig.catalog import Catalogue
+    from rig.pool import Finished
+
+
+def print_json(document: dict[str, Any]) -> None:
+    """One indented JSON document on stdout, `schema` first."""
+    import msgspec
+
+    text = msgspec.json.encode({"schema": 1, **document}, enc_hook=str)
+    print(msgspec.json.format(text, indent=1).decode())
+
+
+# ---------------------------------------------------------------- words
+
+
+def plans_of(args: argparse.Namespace, scenarios: Sequence[str] | None = None) -> list[RunPlan]:
+    """scenarios: None for every one of the catalogue, of those with a kernel of their own only on guests they list."""
+    from rig.plan import plan
+
+    catalogue = catalogue_of(args)
+    names = list(catalogue.scenarios) if scenarios is None else scenarios
+    plans = plan(catalogue, names, args.guest, args.kernel, args.crash_kernel, args.vmlinux)
+    if scenarios is not None:
+        return plans
+    return [p for p in plans if p.guest.name in p.scenario.guests or not p.scenario.kernel]
+
+
+def catalogue_of(args: argparse.Namespace) -> Catalogue:
+    from rig import catalog
+
+    return catalog.load(catalog.extra_roots(args.catalogue))
+
+
+def options_of(args: argparse.Namespace) -> Options:
+    """The words whose names are those of Options; a command that lacks one gets its default."""
+    names = {field.name for field in dataclasses.fields(Options)}
+    return Options(**{name: value for name, value in vars(args).items() if name in names})
+
+
+# ---------------------------------------------------------------- runs
+
+
+def carry_out(plans: Sequence[RunPlan], options: Options, show: Callable[[Sequence[Finished]], None]) -> int:
+    """Run them all and show what was finished, which is everything unless the user stops it.
+
+    :raise Cancelled: after showing, when some of them were not finished
+    """
+    require_writable(options.results)
+    with cancel_on_signal() as cancel:
+        outcomes = run_plans(plans, options, cancel)
+    finished = [outcome for outcome in outcomes if outcome is not None]
+    if not finished:
+        raise Cancelled("cancelled: nothing was written")
+    show(finished)
+    if missing := len(plans) - len(finished):
+        raise Cancelled(f"cancelled: {missing} of {len(plans)} runs; nothing was written for them")
+    return exit_code(result for result, _ in finished)
+
+
+def run_plans(plans: Sequence[RunPlan], options: Options, cancel: threading.Event) -> list[Finished | None]:
+    from rig import conductor, pool
+    from rig.guest.cache import default_root
+    from rig.matrix import Timings
+    from rig.progress import open_progress
+
+    timings = Timings(default_root() / "timings")
+
+    def one(plan: RunPlan, listener: Callable[[str], None], stop: threading.Event) -> Finished:
+        result, where = conductor.run(plan, options, listener, stop)
+        timings.keep(plan.slug, result)
+        return result, where
+
+    jobs = pool.workers(plans, options.jobs, pool.cores(), pool.available_memory())
+    with open_progress(sys.stderr, len(plans)) as progress:
+        return pool.run_all(plans, one, jobs, progress, cancel)
+
+
+def print_verdicts(finished: Sequence[Finished], as_json: bool) -> None:
+    """The same for a run as for its evidence judged again."""
+    if as_json:
+        print_json({"runs": [{"directory": where, "result": result} for result, where in finished]})
+        return
+    from rich.console import Console
+
+    from rig.report.text import verdict_text
+
+    console = Console(highlight=False)  # styles only where the terminal has them
+    for number, (result, where) in enumerate(finished):
+        if number:
+            console.print()
+        console.print(verdict_text(result, where), soft_wrap=True)
+
+
+def require_writable(directory: Path) -> None:
+    """Before any guest boots: can files be made there? The directory is made when it isn't there.
+
+    :raise RequestError: they can't
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise RequestError(
+            f"the results directory {directory} can't be written: {error.strerror}",
+            hint="name another one with --results DIR",
+        ) from error
+
+
+@contextlib.contextmanager
+def cancel_on_signal(what: str = "ending the guests") -> Iterator[threading.Event]:
+    """An event that Ctrl-C, SIGTERM and a closed terminal set. The runs see it, reap their guests and end."""
+    cancel = threading.Event()
+
+    def on_signal(number: int, _frame: FrameType | None) -> None:
+        if not cancel.is_set():
+            # Not print: the signal may have come in the middle of one, and streams are not reentrant.
+            os.write(2, f"\nrig: {signal.Signals(number).name}: {what}\n".encode())
+        cancel.set()
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, on_signal) for number in numbers}
+    try:
+        yield cancel
+    finally:
+        # Once cancelled the process is about to end: a second Ctrl-C must not break that off, with a stack trace or, as
+        # Python gives up its own handlers at its very end, with a signal's status instead of ours.
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_IGN if cancel.is_set() else handler)
+
+
+# ---------------------------------------------------------------- exit codes
+
+
+def exit_code(results: Iterable[RunResult]) -> int:
+    """The contract's exit code for all of them (at least one): a failure outweighs what could not be judged.
+
+    What was skipped doesn't count beside anything else; alone it is nothing judged.
+    """
+    codes = {_exit_code(result) for result in results if result.verdict is not Verdict.SKIP}
+    return next((code for code in (1, 3, 0) if code in codes), 3)
+
+
+def _exit_code(result: RunResult) -> int:
+    if result.verdict is Verdict.ERROR:
+        return 3
+    if result.as_expected:
+        return 0
+    verdicts = {check.name: check.verdict for check in result.checks}
+    failed = {name for name, verdict in verdicts.items() if verdict is Verdict.FAIL}
+    unnoticed = any(verdicts.get(name) is Verdict.PASS for name in result.expect_failed)
+    unjudged = any(verdict in (Verdict.ERROR, Verdict.SKIP) for verdict in verdicts.values())
+    # Nothing failed that should have passed, nor the other way round, but not everything was judged.
+    return 3 if unjudged and not unnoticed and failed <= set(result.expect_failed) else 1

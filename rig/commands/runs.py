@@ -1,0 +1,113 @@
+"""The commands that run guests or judge what they left: run, matrix, check, selftest, bench."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rig.commands.common import (
+    cancel_on_signal,
+    carry_out,
+    catalogue_of,
+    exit_code,
+    options_of,
+    plans_of,
+    print_json,
+    print_verdicts,
+)
+from rig.errors import RequestError
+from rig.model import Dump
+
+if TYPE_CHECKING:
+    from rig.pool import Finished
+
+NIGHTLY = "nightly"  # the selection that `rig matrix` runs unless others are named
+BENCHMARK = "panic"  # the scenario that `rig bench run` takes the time of
+
+
+def run(args: argparse.Namespace) -> int:
+    plans, options = plans_of(args, [args.scenario]), options_of(args)
+    if options.keep_dump and plans[0].scenario.dump is Dump.HEADERS:
+        raise RequestError(
+            f"the scenario {args.scenario} takes only the headers of the dump: there is no dump to keep",
+            hint='--keep-dump is for scenarios with dump = "raw" or "makedumpfile", like dump-raw',
+        )
+    return carry_out(plans, options, lambda done: print_verdicts(done, args.json))
+
+
+def matrix(args: argparse.Namespace) -> int:
+    """Cells whose request is refused are results like others: one unsuitable kernel must not cost a night."""
+    from rig import matrix as room
+    from rig import pool
+    from rig.guest.cache import default_root
+    from rig.plan import matrix as cells
+
+    plans = cells(catalogue_of(args), args.patterns or [NIGHTLY])
+    options = dataclasses.replace(options_of(args), refused_is_error=True)
+    if args.plan:
+        jobs = options.jobs or pool.cores()
+        known = room.Timings(default_root() / "timings").read()
+        if args.json:
+            rows = zip(plans, room.estimates(plans, known), strict=True)
+            print_json({"cells": [{"id": p.id, "skip": p.skip, "seconds": seconds} for p, seconds in rows]})
+        else:
+            print("\n".join(room.plan_lines(plans, known, jobs)))
+        return 0
+
+    def show(finished: Sequence[Finished]) -> None:
+        if args.json:
+            print_verdicts(finished, as_json=True)
+        else:
+            print("\n".join(room.lines([result for result, _ in finished])))
+
+    return carry_out(plans, options, show)
+
+
+def check(args: argparse.Namespace) -> int:
+    from rig.judge import judge_dir
+
+    judged = [(judge_dir(directory), directory) for directory in args.directories]
+    print_verdicts(judged, args.json)
+    return exit_code(result for result, _ in judged)
+
+
+def selftest(args: argparse.Namespace) -> int:
+    """1 also when, having run everything, some check was failed by no sabotage: then nothing shows that it can be."""
+    from rig import selftest as room
+    from rig.checks import REGISTRY
+
+    unproved: list[str] = []
+
+    def show(finished: Sequence[Finished]) -> None:
+        table = room.rows(result for result, _ in finished)
+        unproved.extend(room.unproved(table, REGISTRY))
+        if args.json:
+            print_json({"sabotages": table, "unproved": unproved})
+        else:
+            print("\n".join(room.lines(table, REGISTRY)))
+
+    code = carry_out(room.plans(catalogue_of(args), args.guest, args.quick), options_of(args), show)
+    everything = not args.quick and not args.guest
+    return 1 if everything and unproved else code
+
+
+def bench(args: argparse.Namespace) -> int:
+    """One guest after the other: guests side by side would take each other's time. 1 when a bound does not hold."""
+    from rig import bench as room
+    from rig.plan import plan
+
+    plans = plan(catalogue_of(args), [BENCHMARK], args.guest)
+    with cancel_on_signal() as cancel:
+        figures = [
+            figure
+            for one in plans
+            for figure in room.measure(one, options_of(args), lambda text: print(text, file=sys.stderr), cancel)
+        ]
+    if args.json:
+        print_json({"figures": figures})
+    else:
+        print("\n".join(room.lines(figures)))
+    return 0 if all(figure.holds for figure in figures) else 1
