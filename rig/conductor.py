@@ -172,7 +172,7 @@ class _Run(Run):
     def _arm(self, vm: Vm, recorder: Recorder, artefacts: Artefacts, deadline: Deadline) -> int:
         """Load the new image (and the control). Returns the physical address of the control's record, 0 without."""
         if artefacts.hypervisor is not None:
-            self._arm_hypervisor(vm, recorder, artefacts.hypervisor, artefacts.crash_cmdline, deadline)
+            self._arm_hypervisor(vm, recorder, artefacts.hypervisor, artefacts, deadline)
             return 0
         known = arming.arm(vm.shell, self.load, artefacts.crash_cmdline, deadline)
         if artefacts.vmlinux is not None:
@@ -205,10 +205,11 @@ class _Run(Run):
         return record
 
     def _arm_hypervisor(
-        self, vm: Vm, recorder: Recorder, files: HypervisorFiles, crash_cmdline: str, deadline: Deadline
+        self, vm: Vm, recorder: Recorder, files: HypervisorFiles, artefacts: Artefacts, deadline: Deadline
     ) -> None:
-        """Have dom0 load the crash kernel. All else that is known of the machine is the hypervisor's."""
-        vmcoreinfo = dom0.arm(vm.shell, self.load, crash_cmdline, deadline)
+        """Have dom0 load the new image. All else that is known of the machine is the hypervisor's."""
+        second = (artefacts.crash_cmdline, artefacts.second_hypervisor_cmdline)
+        vmcoreinfo = dom0.arm(vm.shell, self.load, *second, deadline)
         arming.prepare_trigger(vm.shell, self.trigger, deadline)
         self.kallsyms = symbols.from_hypervisor(files.symbols)
         at = symbols.named(files.symbols, (*xen.SYMBOLS, symbols.HYPERVISOR_PANIC, symbols.MACHINE_KEXEC))
@@ -224,7 +225,7 @@ class _Run(Run):
             crash_region=machine.crash_region,
             crash_notes=machine.crash_notes,
             symbols={name: at[name] for name in (symbols.HYPERVISOR_PANIC, symbols.MACHINE_KEXEC)},
-            crash_cmdline=crash_cmdline,
+            crash_cmdline=artefacts.crash_cmdline,
         )
 
     # ------------------------------------------------------------ panic to hand-over

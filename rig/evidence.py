@@ -20,7 +20,7 @@
     memory/handover.pages.zst   in a plain kexec, of the image's pages: destinations that don't hold what was to be
                                 copied there; all others, sources too, as they were when the copying began
     memory/image.words.zst      in a plain kexec: the pages copied, in their order: physical addresses of the
-                                destinations, those of the sources, xxh3_64 of the destinations at `handover`
+                                destinations, of the sources (all ones: zeroes); xxh3_64 of destinations at `handover`
     registers/died.json         every CPU's registers, and
     memory/died.pages.zst       the pages that differ from `panic`, of a guest that died in the hand-over
     memory/CHECKPOINT.ram.zst   all of RAM, only with --keep-memory

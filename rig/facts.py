@@ -167,6 +167,7 @@ class Facts:
     crash_release: str = ""  # `uname -r` in the crash kernel, by its own word
     crash_seconds: float | None = None  # hand-over to its user space, seconds of wall time
     vmcore_present: bool | None = None
+    second_is_dom0: bool = False  # a hypervisor runs the new kernel, by its own word
     dump: DumpInfo | None = None
     damage: tuple[Damage, ...] = ()  # what the sabotage says it did to memory, by ascending address
     register_damage: tuple[RegisterDamage, ...] = ()  # and to registers

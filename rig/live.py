@@ -17,6 +17,7 @@ from rig import injection, saboteur, trace
 from rig.errors import CouldNotJudge, EvidenceError, GuestError, GuestHung, ProtocolError
 from rig.evidence import DIED, EvidenceWriter
 from rig.facts import Facts, Pattern
+from rig.guest.dom0 import CAPABILITIES, DOM0
 from rig.guest.keys import RunKeys
 from rig.kernel import kimage, symbols
 from rig.loads import LOADS
@@ -127,10 +128,12 @@ class Run:
     def meet(self, vm: Vm, role: str, started: float, deadline: Deadline) -> Hello:
         """Wait for the new kernel's user space, and learn what it says of itself. started: time.monotonic()."""
         hello = vm.shell.wait_hello(role, deadline)
+        cmdline, _, below = vm.shell.run(f"cat /proc/cmdline; cat {CAPABILITIES} 2>&1; true", deadline).partition("\n")
         self.learn(
             crash_release=hello.release,
             crash_seconds=round(time.monotonic() - started, 3),
-            crash_proc_cmdline=vm.shell.run("cat /proc/cmdline", deadline).strip(),
+            crash_proc_cmdline=cmdline.strip(),
+            second_is_dom0=DOM0 in below,
             vmcore_present=hello.vmcore,
         )
         return hello

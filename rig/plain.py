@@ -19,7 +19,7 @@ from rig.errors import EvidenceError, GuestDied, GuestError
 from rig.evidence import Copied
 from rig.facts import Kimage
 from rig.kernel import kimage, symbols
-from rig.kernel.pagelist import PageList
+from rig.kernel.pagelist import NOWHERE, PageList, wanted_hashes
 from rig.live import Run, attached, held
 from rig.memory import levels
 from rig.memory.dump import hashes_at
@@ -68,7 +68,8 @@ def _to_machine_kexec(run: Run, vm: Vm, gdb: GdbStub, recorder: Recorder) -> tup
         run.keep.append(levels.root(cpu.paging, cpu.cr3))
         run.at_panic = vm.info_registers()
         run.capture(vm, recorder, Checkpoint.MACHINE_KEXEC)
-        image, pages = kimage.read_plain(recorder.live, cpu.paging, cpu, run.plan.guest.arch, ram(run.facts.iomem))
+        arch, below = run.plan.guest.arch, run.facts.hypervisor is not None
+        image, pages = kimage.read_plain(recorder.live, cpu.paging, cpu, arch, ram(run.facts.iomem), xen=below)
         if not len(pages.destinations):
             raise EvidenceError("the image's list of pages is empty: nothing would be copied")
         run.learn(kimage=image)
@@ -93,7 +94,7 @@ def _to_new_image(run: Run, vm: Vm, gdb: GdbStub, recorder: Recorder, image: Kim
 
 
 def _moved(pages: PageList) -> frozenset[int]:
-    return frozenset(np.concatenate([pages.destinations, pages.sources]).tolist())
+    return frozenset(np.concatenate([pages.destinations, pages.sources]).tolist()) - {NOWHERE}
 
 
 def _until(run: Run, vm: Vm, gdb: GdbStub, address: int, deadline: Deadline, *, write: bool) -> None:
@@ -114,9 +115,9 @@ def _keep_copied(run: Run, recorder: Recorder, pages: PageList) -> dict[int, byt
     now = [recorder.live.read(int(address), PAGE_SIZE) for address in pages.destinations]
     hashes = np.array([xxhash.xxh3_64_intdigest(page) for page in now], np.uint64)
     run.writer.write_image(Copied(pages.destinations, pages.sources, hashes))
-    wanted = hashes_at(pages.sources, recorder.hash_pages(), run.facts.ram)
+    wanted = wanted_hashes(pages.sources, lambda where: hashes_at(where, recorder.hash_pages(), run.facts.ram))
     torn = np.flatnonzero(hashes != wanted).tolist()
-    run.keep += [int(pages.sources[index]) for index in torn]
+    run.keep += {int(pages.sources[index]) for index in torn} - {NOWHERE}
     return {int(pages.destinations[index]) // PAGE_SIZE: now[index] for index in torn}
 
 

@@ -14,6 +14,7 @@ from rig.loads import LOADS
 from rig.model import Guest, Kernel, PagingMode, RunPlan, Scenario, Selection
 from rig.triggers import TRIGGERS
 
+PLAIN = "plain"  # the way of loading for a plain kexec that there is from a dom0, too: a name of rig/loads.py
 # A CPU without it can't run a kernel of that kind (Intel SDM vol. 3, 4.1.1): names of QEMU's -cpu.
 NEEDED_FLAG = {PagingMode.PAE: "pae", PagingMode.FOUR_LEVEL: "lm", PagingMode.FIVE_LEVEL: "la57"}
 
@@ -137,8 +138,8 @@ def unsuitable(scenario: Scenario, guest: Guest, *kernels: tuple[Kernel, Guest])
     if guest.hypervisor and (why := _beyond_dom0(scenario)):
         return why
     for kernel, owner in kernels:
-        if owner.hypervisor and owner != guest:
-            return f"{owner.name}: the rig does not start a hypervisor by kexec"
+        if owner.hypervisor and not guest.hypervisor:
+            return f"{owner.name}: the rig starts a hypervisor from the dom0 of another one only"
         if kernel.flavours and owner.flavour not in kernel.flavours:
             return f"{kernel.name} has no flavour {owner.flavour}; it has {', '.join(kernel.flavours)}"
     return ""
@@ -146,8 +147,8 @@ def unsuitable(scenario: Scenario, guest: Guest, *kernels: tuple[Kernel, Guest])
 
 def _beyond_dom0(scenario: Scenario) -> str:
     """What of the scenario can't be had from the dom0 of a hypervisor; empty when all of it can."""
-    if scenario.load != Scenario.load:
-        return f"into a hypervisor the rig loads by {Scenario.load} only"
+    if scenario.load not in (Scenario.load, PLAIN):
+        return f"into a hypervisor the rig loads by {Scenario.load} or {PLAIN} only"
     if scenario.hops:
         return "a plain kexec from dom0 ends the hypervisor"
     if scenario.sabotage:

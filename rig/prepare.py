@@ -66,6 +66,7 @@ class Artefacts:
     environment: Mapping[str, Any]
     machine: MachineSpec
     crash_cmdline: str
+    second_hypervisor_cmdline: str  # of the one that kexec starts; empty when it starts none
     control: bool
     vmlinux: Path | None
     cache: Cache
@@ -73,24 +74,27 @@ class Artefacts:
     hypervisor: HypervisorFiles | None
 
 
-def cmdlines(guest: Guest, scenario: Scenario, release: str) -> tuple[str, str]:
+def cmdlines(guest: Guest, scenario: Scenario, release: str, into: Guest | None = None) -> tuple[str, str]:
     """The command lines of the first and of the crash kernel (kexec-tools adds elfcorehdr= and memory maps).
 
     For a plain kexec nothing is reserved unless the scenario says so, and the second is no crash kernel's. release: of
-    the first kernel. One that can't place the crash region is told where, unless the scenario says more.
+    the first kernel. One that can't place the crash region is told where, unless the scenario says more. into: what the
+    second is for, if that is another guest.
     """
     plain = loads.kind(scenario.load) is LoadKind.PLAIN
+    console = DOM0_CMDLINE if into is not None and into.hypervisor else CMDLINE
     placed = ages.older(release, ages.CRASHKERNEL_PLACED) and "@" not in guest.crashkernel
     usual = CRASHKERNEL_FIXED[guest.arch] if placed else guest.crashkernel
     reserved = _reserving(scenario.crashkernel or (NOTHING if plain else usual))
     own = (DOM0_CMDLINE,) if guest.hypervisor else (CMDLINE, reserved)
-    crash = (f"{CMDLINE} {SECOND}" if plain else CRASH_CMDLINE, guest.crash_cmdline, scenario.crash_cmdline)
+    crash = (f"{console} {SECOND}" if plain else CRASH_CMDLINE, guest.crash_cmdline, scenario.crash_cmdline)
     return " ".join(filter(None, (*own, guest.cmdline, scenario.cmdline))), " ".join(filter(None, crash))
 
 
 def hypervisor_cmdline(guest: Guest, scenario: Scenario) -> str:
     """The hypervisor's command line: the memory for a crash kernel is its own to reserve."""
-    reserved = _reserving(scenario.crashkernel or guest.crashkernel)
+    plain = loads.kind(scenario.load) is LoadKind.PLAIN
+    reserved = _reserving(scenario.crashkernel or (NOTHING if plain else guest.crashkernel))
     return " ".join(filter(None, (HYPERVISOR_CMDLINE, reserved, guest.hypervisor_cmdline)))
 
 
@@ -122,6 +126,8 @@ def prepare(
     crash = kernel if same else obtain(chosen_crash, plan.into or guest, cache, cancel)
     _require_loadable(plan, crash)
     below = hypervisor.obtain(guest.hypervisor, cache) if guest.hypervisor else None
+    above = plan.into.hypervisor if plan.into else ""
+    started = hypervisor.obtain(above, cache) if above else None
     sources = catalog.control(plan.scenario)
     control = build_module(sources, kernel, cache) if sources else None
     wanted = TRIGGERS[plan.scenario.trigger].module
@@ -129,7 +135,9 @@ def prepare(
     chosen = _accelerator(plan, options, cache.cache)
     userlands = tuple(_userland(cache, files, plan.scenario.dump, cancel) for files in (kernel, crash))
     blob = _initramfs(userlands, plan, (kernel, crash), keys, (control, trigger))
-    first, second = cmdlines(guest, plan.scenario, kernel.release)
+    if started:
+        blob += initramfs.hypervisor(started.image)
+    first, second = cmdlines(guest, plan.scenario, kernel.release, plan.into)
     underneath = hypervisor_cmdline(guest, plan.scenario) if below else ""
     with contextlib.ExitStack() as stack:
         initrd = stack.enter_context(os.fdopen(os.memfd_create("rig-initrd"), "wb"))
@@ -168,6 +176,7 @@ def prepare(
                 disk=_open_file(drive) if drive else None,
             ),
             crash_cmdline=second,
+            second_hypervisor_cmdline=hypervisor_cmdline(plan.into, plan.scenario) if plan.into and started else "",
             control=control is not None,
             vmlinux=kernel.vmlinux,
             cache=cache.cache,
@@ -250,7 +259,7 @@ def _initramfs(
         # No device drivers: the first kernel must not set up a device that writes to memory by DMA.
         initramfs.base(first.only("/bin/busybox", "/sbin/kexec"), kernel.dom0_modules, init),
         crash.bzimage,
-        initramfs.base(second.only("/bin/busybox", *served), () if plain else modules, init),
+        initramfs.base(second.only("/bin/busybox", *served), crash.dom0_modules if plain else modules, init),
         initramfs.run_segment(keys.authorized_keys, keys.dropbear_host_key),
         *added,
     )

@@ -12,7 +12,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from rig.errors import EvidenceError, UnsuitableKernel
+from rig.errors import EvidenceError
 from rig.facts import PgdOwner
 from rig.memory import levels, paging
 from rig.memory.physical import Memory, OutsideMemory
@@ -55,7 +55,7 @@ class Machine:
     """Machine addresses throughout. iomem: as Linux would name it. crash_notes, allocated: address, size."""
 
     iomem: tuple[Range, ...]
-    crash_region: Range
+    crash_region: Range | None
     crash_notes: tuple[tuple[int, int], ...]
     allocated: Mapping[str, tuple[int, int]]
 
@@ -72,12 +72,11 @@ class Hypervisor:
         self._symbols = symbols
 
     def machine(self, cpus: int) -> Machine:
-        """cpus: how many the machine has. UnsuitableKernel when no memory was reserved for a crash kernel."""
+        """cpus: how many the machine has. crash_region: None when no memory was reserved for a crash kernel."""
         region = self._crash_region()
         top = [(r, 0) for r in self._memory_map()]
-        inner = [(r, 1) for r in (*self._sections(), region)]
+        inner = [(r, 1) for r in (*self._sections(), *([region] if region else []))]
         ranges = sorted([*top, *inner], key=lambda each: (each[0].start, each[1]))
-        notes = self._pointer(CRASH_NOTES)
         allocated = {
             name: (self._physical(self._pointer(pointer)), self._value(self._symbols[count], 4) * size)
             for name, pointer, count, size in ALLOCATED
@@ -85,7 +84,7 @@ class Hypervisor:
         return Machine(
             iomem=tuple(Range(r.start, r.last, r.name, depth) for r, depth in ranges),
             crash_region=region,
-            crash_notes=tuple(self._notes(notes + cpu * 2 * WORD) for cpu in range(cpus)),
+            crash_notes=self._crash_notes(cpus) if region else (),  # allocated with it (xen/common/kexec.c)
             allocated=allocated,
         )
 
@@ -100,14 +99,11 @@ class Hypervisor:
             raise EvidenceError(f"the page at CR3, {root:#x}, is neither {IDLE_PGD} nor a domain's page ({pseudo:#x})")
         return PgdOwner("dom0", idle, pseudo * PAGE_SIZE)
 
-    def _crash_region(self) -> Range:
+    def _crash_region(self) -> Range | None:
         at = self._symbols[CRASH_AREA]
         size, start = self._value(at), self._value(at + WORD)
         if not size:
-            raise UnsuitableKernel(
-                "the hypervisor reserved no memory for a crash kernel",
-                hint="give the guest a crashkernel= that fits into its memory",
-            )
+            return None
         if (size | start) % PAGE_SIZE:
             raise EvidenceError(f"{CRASH_AREA} makes no sense: {size:#x} bytes at {start:#x}")
         return Range(start, start + size - 1, "Crash kernel")
@@ -129,8 +125,9 @@ class Hypervisor:
         at = {name: address + moved for name, address in self._symbols.items()}
         return [Range(at[start], at[end] - 1, name) for name, start, end in SECTIONS]
 
-    def _notes(self, at: int) -> tuple[int, int]:
-        return self._physical(self._value(at)), self._value(at + WORD)
+    def _crash_notes(self, cpus: int) -> tuple[tuple[int, int], ...]:
+        each = [self._pointer(CRASH_NOTES) + cpu * 2 * WORD for cpu in range(cpus)]
+        return tuple((self._physical(self._value(at)), self._value(at + WORD)) for at in each)
 
     def _pointer(self, symbol: str) -> int:
         return self._value(self._symbols[symbol])

@@ -7,7 +7,7 @@ import struct
 import pytest
 
 from rig import xen
-from rig.errors import EvidenceError, UnsuitableKernel
+from rig.errors import EvidenceError
 from rig.facts import PgdOwner
 from rig.memory.image import PagesMemory
 from rig.model import PAGE_SIZE, Range
@@ -86,11 +86,17 @@ def test_the_machine_is_as_the_hypervisor_has_it() -> None:
     )
 
 
-def test_no_reservation_is_the_requests_fault_and_a_senseless_one_is_not() -> None:
+def test_without_a_reservation_there_is_no_crash_region_and_are_no_notes() -> None:
     forged = Forged()
     forged.variable("kexec_crash_area", "<QQ", 0, 0)
-    with pytest.raises(UnsuitableKernel, match="reserved no memory"):
-        forged.hypervisor().machine(cpus=1)
+    forged.variable("crash_notes", "<Q", 0)
+    machine = forged.hypervisor().machine(cpus=1)
+    assert (machine.crash_region, machine.crash_notes) == (None, ())
+    assert "Crash kernel" not in {r.name for r in machine.iomem}
+
+
+def test_a_senseless_reservation_is_not_believed() -> None:
+    forged = Forged()
     forged.variable("kexec_crash_area", "<QQ", 0x300000, 0x800001)
     with pytest.raises(EvidenceError, match="makes no sense: 0x300000 bytes at 0x800001"):
         forged.hypervisor().machine(cpus=1)

@@ -19,7 +19,7 @@ def crash_kernel_boots(evidence: Evidence) -> CheckResult:
     """By the new kernel's own word from its user space: its release, its command line, whether /proc/vmcore exists.
 
     The command line must have in it what the image that was loaded last was given: else another image ran. A plain
-    kexec is not asked for /proc/vmcore.
+    kexec is not asked for /proc/vmcore. Where a hypervisor was loaded, the kernel must be its dom0, and only there.
 
     A guest that resets or triple-faults on the way has failed. One that hangs can't be judged: too slow and stuck look
     the same.
@@ -42,10 +42,16 @@ def crash_kernel_boots(evidence: Evidence) -> CheckResult:
             f"another image ran: its command line is {facts.crash_proc_cmdline!r}, without {facts.crash_cmdline!r}"
         )
         return CheckResult(name, Verdict.FAIL, summary, figures)
+    into = facts.plan.into
+    wanted = into is not None and bool(into.hypervisor)
+    if facts.second_is_dom0 != wanted:
+        runs = "a hypervisor's dom0" if facts.second_is_dom0 else "the bare machine's"
+        summary = f"{facts.crash_release} reached user space, but is {runs}, which is not what was loaded"
+        return CheckResult(name, Verdict.FAIL, summary, figures)
     if not facts.plain and not facts.vmcore_present:
         summary = f"{facts.crash_release} reached user space, but there is no /proc/vmcore (CONFIG_PROC_VMCORE?)"
         return CheckResult(name, Verdict.FAIL, summary, figures)
-    there = "" if facts.plain else " with /proc/vmcore"
+    there = " as dom0 of a new hypervisor" if wanted else "" if facts.plain else " with /proc/vmcore"
     summary = f"{facts.crash_release} reached user space{there} {facts.crash_seconds:.1f} s after hand-over"
     return CheckResult(name, Verdict.PASS, summary, figures)
 

@@ -9,6 +9,7 @@ import numpy as np
 from rig.checks import check
 from rig.errors import EvidenceError
 from rig.evidence import Evidence
+from rig.kernel.pagelist import NOWHERE, wanted_hashes
 from rig.memory.physical import OutsideMemory
 from rig.model import PAGE_SIZE, Checkpoint, CheckResult, LoadKind, Verdict
 
@@ -28,7 +29,8 @@ def image_copied(evidence: Evidence) -> CheckResult:
     copied = evidence.copied
     if not len(copied.destinations):
         raise EvidenceError("the image's list of pages is empty: nothing was copied")
-    differs = np.flatnonzero(evidence.hashes_at_panic(copied.sources) != copied.hashes).tolist()
+    wanted = wanted_hashes(copied.sources, evidence.hashes_at_panic)
+    differs = np.flatnonzero(wanted != copied.hashes).tolist()
     rows = [_row(evidence, int(copied.sources[n]), int(copied.destinations[n])) for n in differs]
     image = evidence.facts.kimage
     listed = len(np.unique(copied.destinations))
@@ -44,17 +46,25 @@ def image_copied(evidence: Evidence) -> CheckResult:
         told = ", ".join(f"{row['destination']:#x} ({row['bytes']} bytes)" for row in rows[:4])
         summary = f"{len(rows)} of {len(copied.destinations)} pages differ from what was loaded: {told}"
         return CheckResult(NAME, Verdict.FAIL, summary, figures)
-    summary = f"{len(copied.destinations)} pages copied, all as they were loaded"
+    zeroed = int(np.count_nonzero(copied.sources == NOWHERE))
+    figures["zeroed"] = zeroed
+    filled = f", {zeroed} filled with zeroes" if zeroed else ""
+    summary = f"{len(copied.destinations) - zeroed} pages copied{filled}, all as they were loaded"
     return CheckResult(NAME, Verdict.PASS, summary, figures)
 
 
-def _row(evidence: Evidence, source: int, destination: int) -> dict[str, int]:
+def _row(evidence: Evidence, source: int, destination: int) -> dict[str, int | None]:
     try:
-        before = evidence.memory(evidence.base).read(source, PAGE_SIZE)
+        before = bytes(PAGE_SIZE) if source == NOWHERE else evidence.memory(evidence.base).read(source, PAGE_SIZE)
         after = evidence.memory(Checkpoint.HANDOVER).read(destination, PAGE_SIZE)
     except OutsideMemory as problem:
         raise EvidenceError(f"a page of the image was not kept: {problem}") from problem
     changed = [at for at in range(PAGE_SIZE) if before[at] != after[at]]
     if not changed:
         raise EvidenceError(f"the hash of the page at {destination:#x} differs from its source's, but no byte does")
-    return {"source": source, "destination": destination, "bytes": len(changed), "first": changed[0]}
+    return {
+        "source": None if source == NOWHERE else source,
+        "destination": destination,
+        "bytes": len(changed),
+        "first": changed[0],
+    }

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 
 from rig.guest.userland import Userland
 
+HYPERVISOR = "/rig/xen"  # the one that dom0 is to start
 _ALIGNMENT = 512  # bytes; any multiple of 4 does for the next segment
 
 
@@ -123,6 +124,11 @@ def first(
     modules = {"/rig/control.ko": control, "/rig/trigger.ko": trigger}
     entries += [Entry(path, 0o644, file.read_bytes()) for path, file in modules.items() if file is not None]
     return base_segment + cpio(entries)
+
+
+def hypervisor(image: Path) -> bytes:
+    """A segment with the hypervisor that dom0 is to start."""
+    return cpio([Entry(HYPERVISOR, 0o644, image.read_bytes())])
 
 
 def hop(bzimage: Path, initramfs: bytes) -> bytes:

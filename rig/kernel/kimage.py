@@ -22,7 +22,8 @@ up to 2.6.19, always on since), on the stack above the return address. Which one
 A Xen hypervisor has a struct of its own instead (xen/include/xen/kimage.h):
 
     struct kexec_image { uint8_t type; uint16_t arch; uint64_t entry_maddr; uint32_t nr_segments;
-                         struct { void *buf; uint64_t buf_size, dest_maddr, dest_size; } *segments; ... }
+                         struct { void *buf; uint64_t buf_size, dest_maddr, dest_size; } *segments;
+                         kimage_entry_t head; ... }   head: where the list begins, without a flag
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ _LAYOUTS = (
     (4, "start is word 4 (with destination, up to 2.6.19)"),
 )
 _XEN_SEGMENTS = ((16, 4), (24, 8))  # (offset, bytes) of nr_segments and segments
+_XEN_HEAD = 32
 _XEN_LAYOUTS = ((1, "entry_maddr of Xen's struct kexec_image"),)
 
 
@@ -111,18 +113,24 @@ def _read_at(
 
 
 def read_plain(
-    memory: Memory, mode: PagingMode, cpu: CpuState, arch: Arch, ram: Sequence[Range]
+    memory: Memory, mode: PagingMode, cpu: CpuState, arch: Arch, ram: Sequence[Range], *, xen: bool = False
 ) -> tuple[Kimage, PageList]:
     """The same of a plain kexec, and what is copied where. ram: what an image may be copied to."""
-    blob, image = _first_plain(memory, mode, cpu, arch, ram)
-    copied = pagelist.read(memory, int.from_bytes(blob[: arch.word], "little"), arch.word)
+    first = _first_plain_xen if xen else _first_plain
+    blob, image = first(memory, mode, cpu, arch, ram)
+    if xen:
+        head = int.from_bytes(blob[_XEN_HEAD : _XEN_HEAD + arch.word], "little") | pagelist.INDIRECTION
+    else:
+        head = int.from_bytes(blob[: arch.word], "little")
+    copied = pagelist.read(memory, head, arch.word)
     inside = np.zeros(len(copied.destinations), np.bool_)
     for mem, size in image.segments:
         inside |= (copied.destinations >= mem) & (copied.destinations < mem + size)
     if not inside.all():
         stray = int(copied.destinations[~inside][0])
         raise EvidenceError(f"struct kimage contradicts itself: {stray:#x} is copied to, but lies in no segment")
-    pages = _pages(memory, mode, cpu, page_pointers(blob, arch))
+    # A hypervisor's struct leads to struct page_info, never to a page.
+    pages = () if xen else _pages(memory, mode, cpu, page_pointers(blob, arch))
     return replace(image, pages=pages, lists=copied.lists), copied
 
 
@@ -138,6 +146,21 @@ def _first_plain(
         except EvidenceError as problem:
             problems.append(f"in {place}: {problem.message}")
     raise EvidenceError(f"the argument of {symbols.MACHINE_KEXEC} can't be read; {'; '.join(problems)}")
+
+
+def _first_plain_xen(
+    memory: Memory, mode: PagingMode, cpu: CpuState, arch: Arch, ram: Sequence[Range]
+) -> tuple[bytes, Kimage]:
+    ((place, address),) = arguments(memory, mode, cpu, arch).items()
+    blob = _struct(memory, mode, cpu, address)
+    copied = [segment for segment, size in _xen_list(memory, mode, cpu, address, blob) if size]
+    entry = int.from_bytes(blob[arch.word : 2 * arch.word], "little")
+    if not _in_ram(copied, ram) or not any(mem <= entry < mem + size for mem, size in copied):
+        raise EvidenceError(
+            f"struct kexec_image at {address:#x} makes no sense: entry {entry:#x}, "
+            f"segments at {', '.join(f'{mem:#x}' for mem, _ in copied) or 'none'}"
+        )
+    return blob, Kimage(address, entry, f"{_XEN_LAYOUTS[0][1]}; its address in {place}", segments=tuple(copied))
 
 
 def _struct(memory: Memory, mode: PagingMode, cpu: CpuState, address: int) -> bytes:
@@ -162,22 +185,26 @@ def _read_xen(memory: Memory, mode: PagingMode, cpu: CpuState, arch: Arch, crash
     ((place, address),) = arguments(memory, mode, cpu, arch).items()
     blob = _struct(memory, mode, cpu, address)
     image = parse(blob, arch, address, crash_region, _XEN_LAYOUTS)
+    found = _xen_list(memory, mode, cpu, address, blob)
+    copied = tuple(segment for segment, size in found if size)
+    # As for Linux, none unless all are plausible; what is only mapped may lie anywhere.
+    segments = tuple(segment for segment, _ in found) if copied and _plausible(copied, crash_region) else ()
+    return replace(image, layout=f"{image.layout}; its address in {place}", segments=segments)
+
+
+def _xen_list(
+    memory: Memory, mode: PagingMode, cpu: CpuState, address: int, blob: bytes
+) -> list[tuple[tuple[int, int], int]]:
+    """The segments of the struct kexec_image `blob`, each with how many bytes of it are copied there.
+
+    One without any is only to be mapped: kexec-tools asks for the first MiB so (kexec-xen.c, xen_kexec_load()).
+    """
     count, listed = (int.from_bytes(blob[at : at + size], "little") for at, size in _XEN_SEGMENTS)
     if not 1 <= count <= SEGMENT_MAX:
         raise EvidenceError(f"struct kexec_image at {address:#x} can't have {count} segments")
-    words = _struct(memory, mode, cpu, listed)[: 4 * arch.word * count]
-    layout = f"{image.layout}; its address in {place}"
-    return replace(image, layout=layout, segments=_xen_segments(words, count, crash_region))
-
-
-def _xen_segments(blob: bytes, count: int, crash_region: Range) -> tuple[tuple[int, int], ...]:
-    """Empty unless all that have something to copy are plausible, as for Linux. One that has not is only to be mapped:
-    kexec-tools asks for the first MiB so (kexec-xen.c, xen_kexec_load()).
-    """
-    words = [int.from_bytes(blob[i : i + 8], "little") for i in range(0, len(blob), 8)]
-    found = _segments_at(words, count)
-    copied = tuple(segment for segment, size in zip(found, words[1::4], strict=False) if size)
-    return found if copied and _plausible(copied, crash_region) else ()
+    fields = _struct(memory, mode, cpu, listed)[: 4 * 8 * count]
+    words = [int.from_bytes(fields[i : i + 8], "little") for i in range(0, len(fields), 8)]
+    return list(zip(_segments_at(words, count), words[1::4], strict=False))
 
 
 def page_pointers(blob: bytes, arch: Arch) -> list[int]:

@@ -7,28 +7,32 @@ is the physical address of a page with one of these bits:
     IND_INDIRECTION 2   the list goes on in this page
     IND_DONE        4   the end
     IND_SOURCE      8   a page to be copied
+    IND_ZERO       16   a page to be filled with zeroes: only a Xen hypervisor's (xen/include/xen/kimage.h)
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from rig.errors import EvidenceError
 from rig.memory.physical import Memory, OutsideMemory
 from rig.model import PAGE_SIZE
 
-DESTINATION, INDIRECTION, DONE, SOURCE = 1, 2, 4, 8
-_FLAGS = DESTINATION | INDIRECTION | DONE | SOURCE
+DESTINATION, INDIRECTION, DONE, SOURCE, ZERO = 1, 2, 4, 8, 16
+_FLAGS = DESTINATION | INDIRECTION | DONE | SOURCE | ZERO
+NOWHERE = (1 << 64) - 1  # instead of the source of a page that is filled with zeroes
 MOST = 1 << 22  # words: more than any list for 16 GiB has; beyond that it runs in a circle
 
 
 @dataclass(frozen=True)
 class PageList:
-    """Physical addresses. destinations, sources: of pages, in the order of copying; lists: the pages that the list is
-    in; end: of the word IND_DONE."""
+    """Physical addresses. destinations, sources (or NOWHERE): of pages, in the order of copying; lists: the pages that
+    the list is in; end: of the word IND_DONE."""
 
     destinations: NDArray[np.uint64]
     sources: NDArray[np.uint64]
@@ -39,7 +43,7 @@ class PageList:
 def read(memory: Memory, head: int, word: int) -> PageList:
     """Follow the list. head: the struct's first word. word: bytes of a word.
 
-    :raise EvidenceError: it leads out of memory, has no end, or a word that is none of the four
+    :raise EvidenceError: it leads out of memory, has no end, or a word that is none of these
     """
     pairs: list[tuple[int, int]] = []
     lists: list[int] = []
@@ -54,8 +58,8 @@ def read(memory: Memory, head: int, word: int) -> PageList:
             at = page - word
         elif flag == DESTINATION:
             destination = page
-        elif flag == SOURCE and destination is not None:
-            pairs.append((destination, page))
+        elif flag in (SOURCE, ZERO) and destination is not None:
+            pairs.append((destination, page if flag == SOURCE else NOWHERE))
             destination += PAGE_SIZE
         else:
             raise EvidenceError(f"the image's list of pages makes no sense: {entry:#x} at {at:#x}")
@@ -67,3 +71,13 @@ def read(memory: Memory, head: int, word: int) -> PageList:
         except OutsideMemory as problem:
             raise EvidenceError(f"the image's list of pages leads out of memory: {problem}") from problem
     raise EvidenceError(f"the image's list of pages has no end after {MOST} words")
+
+
+def wanted_hashes(
+    sources: NDArray[np.uint64], at: Callable[[NDArray[np.uint64]], NDArray[np.uint64]]
+) -> NDArray[np.uint64]:
+    """xxh3_64 of what each source puts at its destination. at: the hashes of pages at physical addresses."""
+    wanted = np.full(len(sources), xxhash.xxh3_64_intdigest(bytes(PAGE_SIZE)), np.uint64)
+    copied = sources != NOWHERE
+    wanted[copied] = at(sources[copied])
+    return wanted

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,25 @@ def test_the_image_that_runs_is_the_one_loaded_last(
     found = run_check("crash-kernel-boots", machine.write(tmp_path))
     assert found.verdict is verdict
     assert summary in found.summary
+
+
+@pytest.mark.parametrize(
+    ("hypervisor", "is_dom0", "verdict"),
+    [
+        ("", True, Verdict.FAIL),  # nobody loaded one
+        ("xen-hypervisor", False, Verdict.FAIL),
+        ("xen-hypervisor", True, Verdict.PASS),
+    ],
+)
+def test_a_hypervisor_runs_the_kernel_where_one_was_loaded(
+    tmp_path: Path, hypervisor: str, is_dom0: bool, verdict: Verdict
+) -> None:
+    machine = Machine()
+    plan = machine.facts.plan
+    machine.learn(second_is_dom0=is_dom0, plan=replace(plan, into=replace(plan.guest, hypervisor=hypervisor)))
+    found = run_check("crash-kernel-boots", machine.write(tmp_path))
+    assert found.verdict is verdict
+    assert "dom0" in found.summary or "bare" in found.summary
 
 
 @pytest.mark.parametrize(

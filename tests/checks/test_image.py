@@ -10,17 +10,22 @@ import xxhash
 from rig.checks import run_check
 from rig.evidence import IMAGE, Copied, Evidence, EvidenceWriter, to_json
 from rig.facts import Kimage
+from rig.kernel.pagelist import NOWHERE
 from rig.memory.packed import pack_hashes
 from rig.model import PAGE_SIZE, Checkpoint, Verdict
 from tests.forge import RAM, Machine
 
 SOURCES, DESTINATIONS = (0x300000, 0x700000), (0x900000, 0x901000)
 PAGES = (b"\x11" * PAGE_SIZE, b"\x22" * PAGE_SIZE)
+ZEROES = bytes(PAGE_SIZE)
 
 
-def evidence(tmp_path: Path, arrived: tuple[bytes, bytes], **facts: object) -> Evidence:
-    """Two pages of an image at their sources at `machine-kexec`; at their destinations at `handover`, as they are
-    kept: the hash of each, and the page itself where it is not the source's."""
+def evidence(
+    tmp_path: Path, arrived: tuple[bytes, bytes], loaded: tuple[bytes, bytes] = PAGES, **facts: object
+) -> Evidence:
+    """Two pages of an image as they were loaded, at their sources at `machine-kexec`, one of zeroes nowhere; at their
+    destinations at `handover`, as they are kept: the hash of each, and the page itself where it is not the source's.
+    """
     machine = Machine()
     machine.learn(
         captured=(Checkpoint.MACHINE_KEXEC, Checkpoint.HANDOVER),
@@ -29,13 +34,15 @@ def evidence(tmp_path: Path, arrived: tuple[bytes, bytes], **facts: object) -> E
     machine.learn(**facts)
     writer = EvidenceWriter(tmp_path, "plain")
     hashes = np.full(RAM // PAGE_SIZE, xxhash.xxh3_64_intdigest(bytes(PAGE_SIZE)), np.uint64)
-    for source, page in zip(SOURCES, PAGES, strict=True):
+    sources = [NOWHERE if page == ZEROES else source for source, page in zip(SOURCES, loaded, strict=True)]
+    for source, page in zip(SOURCES, loaded, strict=True):
         hashes[source // PAGE_SIZE] = xxhash.xxh3_64_intdigest(page)
     there = np.array([xxhash.xxh3_64_intdigest(page) for page in arrived], np.uint64)
     writer.write_hashes(hashes, Checkpoint.MACHINE_KEXEC)
-    writer.write_image(Copied(np.array(DESTINATIONS, np.uint64), np.array(SOURCES, np.uint64), there))
-    torn = [n for n in range(2) if arrived[n] != PAGES[n]]
-    writer.write_pages(Checkpoint.MACHINE_KEXEC, {SOURCES[n] // PAGE_SIZE: PAGES[n] for n in torn})
+    writer.write_image(Copied(np.array(DESTINATIONS, np.uint64), np.array(sources, np.uint64), there))
+    torn = [n for n in range(2) if arrived[n] != loaded[n]]
+    kept = {SOURCES[n] // PAGE_SIZE: loaded[n] for n in torn if sources[n] != NOWHERE}
+    writer.write_pages(Checkpoint.MACHINE_KEXEC, kept)
     writer.write_pages(Checkpoint.HANDOVER, {DESTINATIONS[n] // PAGE_SIZE: arrived[n] for n in torn})
     writer.write("run.json", to_json(machine.facts))
     return Evidence(writer.finish())
@@ -54,6 +61,15 @@ def test_a_changed_byte_is_named_by_its_page(tmp_path: Path) -> None:
     assert result.figures["differing"] == [
         {"source": SOURCES[1], "destination": DESTINATIONS[1], "bytes": 2, "first": 7}
     ]
+
+
+def test_a_page_that_should_be_zeroes_is_looked_at_too(tmp_path: Path) -> None:
+    loaded = (PAGES[0], ZEROES)
+    whole = run_check("image-copied", evidence(tmp_path / "whole", loaded, loaded))
+    assert (whole.verdict, whole.figures["zeroed"]) == (Verdict.PASS, 1)
+    torn = run_check("image-copied", evidence(tmp_path / "torn", (PAGES[0], b"\x01" + ZEROES[1:]), loaded))
+    assert torn.verdict is Verdict.FAIL
+    assert torn.figures["differing"] == [{"source": None, "destination": DESTINATIONS[1], "bytes": 1, "first": 0}]
 
 
 def test_pages_that_were_mixed_up_fail(tmp_path: Path) -> None:

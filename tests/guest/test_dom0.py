@@ -33,16 +33,27 @@ class Answers:
         return self._told
 
 
-def arm(answers: Answers) -> tuple[int, int] | None:
+def arm(answers: Answers, load: str = "kexec_load", below: str = "") -> tuple[int, int] | None:
     shell = cast(Shell, cast(Any, answers))
-    return dom0.arm(shell, LOADS["kexec_load"], "panic=-1", Deadline.after(1, "the answers"))
+    return dom0.arm(shell, LOADS[load], "panic=-1", below, Deadline.after(1, "the answers"))
 
 
 def test_dom0_loads_and_tells_where_its_vmcoreinfo_is() -> None:
     answers = Answers()
     assert arm(answers) == (0x24F74000, 0x1024)
     assert "kexec -p" in answers.asked
+    assert "kexec --status -p" in answers.asked
     assert "--command-line='panic=-1'" in answers.asked
+
+
+def test_another_hypervisor_gets_the_kernel_as_its_dom0() -> None:
+    answers = Answers()
+    arm(answers, "plain", "dom0_mem=384M")
+    assert (
+        "kexec -l \"$@\" /rig/xen --command-line='dom0_mem=384M' "
+        "--module='/rig/crash-kernel panic=-1' --module=/rig/crash-initrd;" in answers.asked
+    )
+    assert "kexec --status -l" in answers.asked
 
 
 def test_a_kernel_that_is_no_dom0_is_unsuitable() -> None:
@@ -58,5 +69,5 @@ def test_kexecs_failure_is_told_in_its_words() -> None:
 
 
 def test_what_the_hypervisor_does_not_confirm_is_not_loaded() -> None:
-    with pytest.raises(GuestCommandFailed, match="the hypervisor has no crash kernel"):
+    with pytest.raises(GuestCommandFailed, match="the hypervisor has no image"):
         arm(Answers(loaded="0\n"))

@@ -7,7 +7,7 @@ import struct
 import pytest
 
 from rig.errors import EvidenceError
-from rig.kernel.pagelist import read
+from rig.kernel.pagelist import NOWHERE, read
 from rig.memory.image import PagesMemory
 from rig.model import PAGE_SIZE
 
@@ -38,6 +38,12 @@ def test_destinations_go_on_from_page_to_page_and_the_list_too(letter: str, word
     assert found.sources.tolist() == [0x40000, 0x77000, 0x41000, 0x42000]
     assert found.lists == (FIRST, SECOND)
     assert found.end == SECOND + 3 * word
+
+
+def test_a_hypervisor_fills_pages_with_zeroes() -> None:
+    found = read(memory([0x100000 | 1, 0x40000 | 8, 16, 0x41000 | 8, 4], []), FIRST | 2, 8)
+    assert found.destinations.tolist() == [0x100000, 0x101000, 0x102000]
+    assert found.sources.tolist() == [0x40000, NOWHERE, 0x41000]
 
 
 @pytest.mark.parametrize(

@@ -38,3 +38,17 @@ def test_the_page_tables_survive_and_the_dump_shows_both(tmp_path: Path, scenari
     assert words in evidence.console()
     assert {"Xen", "VMCOREINFO_XEN"} <= set(figures(result, "vmcore-registers")["notes"])
     assert evidence.symbol_at(evidence.trace.steps[0].pc) == "machine_kexec+0x0"
+
+
+@pytest.mark.parametrize("scenario", ["xen-plain-kexec", "xen-plain-kexec-xen"])
+def test_dom0_can_start_linux_and_a_new_hypervisor(tmp_path: Path, scenario: str) -> None:
+    done = rig("run", scenario, "--json", "--results", tmp_path)
+    assert done.status == 0, done.err
+    result = done.results["xen"]
+    assert set(checks(result).values()) == {"pass"}
+    assert figures(result, "image-copied")["zeroed"] > 0
+    facts = Evidence(done.directories["xen"]).facts
+    # no domain's: the hypervisor left dom0 for its own tables
+    assert facts.pgd_owner is not None
+    assert (facts.pgd_owner.name, facts.pgd_owner.idle) == ("hypervisor", facts.cr3)
+    assert facts.second_is_dom0 == (scenario == "xen-plain-kexec-xen")
