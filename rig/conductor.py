@@ -352,6 +352,8 @@ class _Run(Run):
             self.learn(dump=info)
             if self.plan.scenario.dump is Dump.HEADERS:
                 return
+            if self.facts.hypervisor is not None:
+                dump.require_filterable(self.plan.scenario, headers)
             if drive is not None:
                 source = dump.over_disk(vm.shell, drive)
             elif session is not None:

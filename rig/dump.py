@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import IO
 
-from rig.errors import EvidenceError, GuestHung
+from rig.errors import EvidenceError, GuestHung, NotOffered
 from rig.evidence import DOM0, FILTERED_HEADERS, HEADERS, PGD, EvidenceWriter
 from rig.evidence import VMCORE as KEPT
 from rig.facts import Transfer
@@ -95,6 +95,16 @@ def fetch_dom0(read: Read, headers: vmcore.VmcoreHeaders, vmcoreinfo: tuple[int,
     with contextlib.suppress(LookupError):
         offset = headers.offset_of(address)
         writer.write(DOM0, read(offset, min(size, PAGE_SIZE - address % PAGE_SIZE)))
+
+
+def require_filterable(scenario: Scenario, headers: vmcore.VmcoreHeaders) -> None:
+    """Of a machine that a hypervisor ran: can makedumpfile tell dom0's pages apart?
+
+    :raise NotOffered: it has nothing to go by, and would refuse
+    """
+    wants = scenario.dump is Dump.MAKEDUMPFILE and makedumpfile.filters(scenario.dump_options)
+    if wants and not headers.vmcoreinfo:
+        raise NotOffered("the dump of a hypervisor has no VMCOREINFO of dom0's, and makedumpfile filters by it")
 
 
 def over_ssh(session: GuestSsh) -> Source:

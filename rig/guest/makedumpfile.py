@@ -20,5 +20,11 @@ def complaint(options: str) -> str:
 
 
 def command(options: str, vmcore: str) -> str:
-    """-F: for output that can't seek. --message-level 4: errors only."""
-    return f"{PROGRAM} -F {options or DEFAULT} --message-level 4 {vmcore}"
+    """-F: for output that can't seek. --message-level 6: errors, and what it says about options that it refuses."""
+    return f"{PROGRAM} -F {options or DEFAULT} --message-level 6 {vmcore}"
+
+
+def filters(options: str) -> bool:
+    """Whether anything is left out, for which makedumpfile needs VMCOREINFO. Its own default is level 0."""
+    level = re.search(_LEVEL, options or DEFAULT)
+    return level is not None and level[0] != "-d 0"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rig.guest.makedumpfile import command, complaint
+from rig.guest.makedumpfile import command, complaint, filters
 
 
 @pytest.mark.parametrize("options", ["", "-E", "-c -d 31", "-l  -d 0", "-d 9", "-c -d 20"])
@@ -21,5 +21,10 @@ def test_anything_else_is_refused(options: str) -> None:
     assert "LEVEL from 0 to 31" in complaint(options)
 
 
+@pytest.mark.parametrize(("options", "does"), [("", True), ("-c -d 0", False), ("-c", False), ("-d 31", True)])
+def test_whether_it_filters(options: str, does: bool) -> None:
+    assert filters(options) == does
+
+
 def test_without_options_it_does_what_distributions_do() -> None:
-    assert command("", "/proc/vmcore").endswith("-F -E -d 31 --message-level 4 /proc/vmcore")
+    assert command("", "/proc/vmcore").endswith("-F -E -d 31 --message-level 6 /proc/vmcore")
