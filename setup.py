@@ -8,7 +8,7 @@ setup(
     packages=[*find_packages(include=["rig", "rig.*"]), *(f"rig.data.{name}" for name in CATALOGUE)],
     package_dir={f"rig.data.{name}": name for name in CATALOGUE},
     package_data={f"rig.data.{name}": ["**/*"] for name in CATALOGUE}
-    | {"rig": ["py.typed", "**/*.j2", "**/*.html", "**/*.css", "**/*.js"]},
+    | {"rig": ["py.typed", "**/*.j2", "**/*.html", "**/*.css", "**/*.js", "**/*.schema.json"]},
     exclude_package_data={"": ["**/__pycache__/*", "*.pyc"]},
     include_package_data=False,
 )

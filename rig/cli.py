@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import rig
-from rig.commands import reports, runs, stock
+from rig.commands import comparing, exports, reports, runs, stock
 from rig.commands.common import print_json
 from rig.errors import Cancelled, RigError
 from rig.model import Options
@@ -94,9 +94,11 @@ def parser() -> argparse.ArgumentParser:
     many.add_argument("--plan", action="store_true", help="only say which cells these are and how long they take")
     check = command("check", "judge saved evidence again, without a guest", runs.check)
     check.add_argument("directories", nargs="+", type=Path, metavar="RESULT_DIR")
-    report = command("report", "write reports from saved evidence", reports.report)
+    report = command("report", "write reports from saved evidence", reports.report, exports.add_options)
     report.add_argument("directories", nargs="+", type=Path, metavar="RESULT_DIR")
     report.add_argument("--html", type=Path, metavar="DIR", help="where to (default: report.html in each RESULT_DIR)")
+    about = "compare two runs, or two directories of runs: before and after a change"
+    command("compare", about, comparing.compare, comparing.add_options, epilog=comparing.EXIT_CODES)
     lists = command("list", "list what there is to choose from", stock.list_, _add_catalogue)
     lists.add_argument("what", nargs="?", choices=stock.LISTS, metavar="WHAT", help=", ".join(stock.LISTS))
     command("fetch", "download what runs need, to run offline", stock.fetch, _add_selection, _add_catalogue)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 PAGE_SIZE = 4096  # bytes; the unit of captures, on every x86 mode
 CRASH_KERNEL = "Crash kernel"  # what crashkernel= reserved, in /proc/iomem
@@ -398,7 +398,7 @@ class RunResult:
     surprise: str = ""  # why this is not what the scenario expects; empty when it is
     started: str = ""  # UTC, ISO 8601 to the second; empty in results of a rig that did not say
     error: Failure | None = None  # set when the run broke off: could not go on, or the guest died of its panic
-    schema: int = 1
+    schema: Literal[1] = 1
 
     @property
     def as_expected(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from rig.commands import exports
 from rig.commands.common import print_json
 from rig.errors import RequestError
 
@@ -14,8 +15,10 @@ def report(args: argparse.Namespace) -> int:
     from rig.report.html import render_run
     from rig.report.listing import hand_over_listing
 
-    written = []
-    for directory in args.directories:
+    written = (
+        exports.write([(judge_dir(path), path) for path in args.directories], args) if exports.wanted(args) else []
+    )
+    for directory in () if exports.wanted(args) and args.html is None else args.directories:
         evidence = Evidence(directory)
         page = render_run(judge_dir(directory), evidence, hand_over_listing(evidence))
         target = directory / "report.html" if args.html is None else args.html / f"{directory.resolve().name}.html"
@@ -29,6 +32,6 @@ def report(args: argparse.Namespace) -> int:
         written.append(target)
     if args.json:
         print_json({"written": written})
-    else:
+    elif not exports.to_stdout(args):
         print("\n".join(map(str, written)))
     return 0

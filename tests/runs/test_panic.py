@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from rig.evidence import Evidence, to_json
 from rig.judge import judge_dir
 from rig.memory import levels
 from rig.model import Checkpoint
+from tests.report.published import VALIDATOR
 from tests.runs.conftest import GUESTS, Done, checks, figures, rig
 
 pytestmark = pytest.mark.vm
@@ -24,6 +26,13 @@ def test_all_guests_pass(panic_runs: Done) -> None:
         guest: ("pass", dict.fromkeys(names, "pass")) for guest in GUESTS
     }, panic_runs.err
     assert panic_runs.status == 0
+
+
+@pytest.mark.parametrize("guest", GUESTS)
+def test_result_json_is_as_published(panic_runs: Done, guest: str) -> None:
+    written = json.loads((panic_runs.directories[guest] / "result.json").read_text())
+    VALIDATOR.validate(written)
+    assert written == panic_runs.results[guest]
 
 
 @pytest.mark.parametrize("guest", GUESTS)
