@@ -95,8 +95,14 @@ def parser() -> argparse.ArgumentParser:
     check = command("check", "judge saved evidence again, without a guest", runs.check)
     check.add_argument("directories", nargs="+", type=Path, metavar="RESULT_DIR")
     report = command("report", "write reports from saved evidence", reports.report, exports.add_options)
-    report.add_argument("directories", nargs="+", type=Path, metavar="RESULT_DIR")
-    report.add_argument("--html", type=Path, metavar="DIR", help="where to (default: report.html in each RESULT_DIR)")
+    text = "of one run, or of many: results/ itself"
+    report.add_argument("directories", nargs="+", type=Path, metavar="RESULT_DIR", help=text)
+    text = "a site of all of them, to be published (default: the pages beside the evidence, anew)"
+    report.add_argument("--html", type=Path, metavar="DIR", help=text)
+    history = command("history", "show what runs came to, night after night", reports.history, _add_results)
+    text = "of runs' ids, like 'panic*@pae/*', or a scenario (default: all)"
+    history.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help=text)
+    history.add_argument("--last", type=_count, default=0, metavar="N", help="the last N runs of each cell")
     about = "compare two runs, or two directories of runs: before and after a change"
     command("compare", about, comparing.compare, comparing.add_options, epilog=comparing.EXIT_CODES)
     lists = command("list", "list what there is to choose from", stock.list_, _add_catalogue)

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from rig.errors import Cancelled, RequestError
+from rig.errors import Cancelled, RequestError, RigError
 from rig.model import Options, RunPlan, RunResult, Verdict
 
 if TYPE_CHECKING:
@@ -32,6 +32,10 @@ def print_json(document: dict[str, Any]) -> None:
 
     text = msgspec.json.encode({"schema": 1, **document}, enc_hook=str)
     print(msgspec.json.format(text, indent=1).decode())
+
+
+def tell(text: str) -> None:
+    print(f"rig: {text}", file=sys.stderr)
 
 
 # ---------------------------------------------------------------- words
@@ -76,9 +80,20 @@ def carry_out(plans: Sequence[RunPlan], options: Options, show: Callable[[Sequen
     if not finished:
         raise Cancelled("cancelled: nothing was written")
     show(finished)
+    keep_history(options.results, finished)
     if missing := len(plans) - len(finished):
         raise Cancelled(f"cancelled: {missing} of {len(plans)} runs; nothing was written for them")
     return exit_code(result for result, _ in finished)
+
+
+def keep_history(results: Path, finished: Sequence[Finished]) -> None:
+    """Into the history and the index of the results directory. Trouble with them costs no verdict: it is only said."""
+    from rig.report import site
+
+    try:
+        site.update(results, finished, tell)
+    except (RigError, OSError) as problem:
+        tell(f"the index of {results} is not up to date: {problem}")
 
 
 def run_plans(plans: Sequence[RunPlan], options: Options, cancel: threading.Event) -> list[Finished | None]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rig.commands.common import print_json
+from rig.commands.common import print_json, tell
 from rig.errors import RequestError
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def add_options(sub: argparse.ArgumentParser) -> None:
 
 def compare(args: argparse.Namespace) -> int:
     from rig.report.compare import exit_code
+    from rig.report.directories import is_run
 
     pairs, unmatched = pair_up(args.before, args.after)
     comparisons = [_compare(before, after) for before, after in pairs]
@@ -40,7 +41,7 @@ def compare(args: argparse.Namespace) -> int:
         only = dict(zip(("only_before", "only_after"), unmatched, strict=True))
         print_json({"comparisons": comparisons, **only, "html": args.html})
     else:
-        _show(comparisons, unmatched, alone=_is_run(args.before) or _is_run(args.after))
+        _show(comparisons, unmatched, alone=is_run(args.before) or is_run(args.after))
     return exit_code(comparisons)
 
 
@@ -49,7 +50,9 @@ def pair_up(before: Path, after: Path) -> tuple[list[tuple[Path, Path]], tuple[l
 
     Two runs are compared whatever they are. Otherwise by id: of each the one that began last.
     """
-    if _is_run(before) and _is_run(after):
+    from rig.report.directories import is_run
+
+    if is_run(before) and is_run(after):
         return [(before, after)], ([], [])
     old, new = _latest(before), _latest(after)
     common = sorted(old.keys() & new.keys())
@@ -58,7 +61,7 @@ def pair_up(before: Path, after: Path) -> tuple[list[tuple[Path, Path]], tuple[l
             f"{before} and {after} have no run in common",
             hint=f"there are: {', '.join(sorted(old))}; and {', '.join(sorted(new))}",
         )
-    if _is_run(before) or _is_run(after):
+    if is_run(before) or is_run(after):
         return [(old[name], new[name]) for name in common], ([], [])
     return [(old[name], new[name]) for name in common], (
         sorted(old.keys() - new.keys()),
@@ -66,25 +69,11 @@ def pair_up(before: Path, after: Path) -> tuple[list[tuple[Path, Path]], tuple[l
     )
 
 
-def _is_run(path: Path) -> bool:
-    return (path / "run.json").is_file()
+def _latest(given: Path) -> Mapping[str, Path]:
+    """The latest run of each id, of a run itself or of a directory of runs."""
+    from rig.report.directories import latest, runs_in
 
-
-def _latest(path: Path) -> Mapping[str, Path]:
-    """The run of each id that began last, of a run itself or of a directory of runs; when equal the higher number."""
-    from rig.evidence import Evidence
-
-    runs = [path] if _is_run(path) else sorted((run.parent for run in path.glob("[!.]*/run.json")), key=_number)
-    if not runs:
-        raise RequestError(f"{path} is no run, and has none in it", hint="give a directory that rig has written")
-    results = [(Evidence(run).result, run) for run in runs]
-    return {result.id: run for result, run in sorted(results, key=lambda one: one[0].started)}
-
-
-def _number(run: Path) -> tuple[str, int]:
-    """A second run of an id is called SLUG.2."""
-    slug, _, number = run.name.rpartition(".")
-    return (slug, int(number)) if number.isdigit() and slug else (run.name, 1)
+    return {result.id: run for result, run in latest(runs_in(given), tell)}
 
 
 def _compare(before: Path, after: Path) -> Comparison:

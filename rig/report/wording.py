@@ -8,7 +8,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from rig.model import CheckResult, PagingMode, RunResult, Verdict
 
@@ -48,7 +48,18 @@ class Outcome:
     tone: Tone
 
 
-def outcome(result: RunResult) -> Outcome:
+class Judged(Protocol):
+    """What a RunResult says of itself, and what is kept of one."""
+
+    @property
+    def verdict(self) -> Verdict: ...
+    @property
+    def expect(self) -> Verdict: ...
+    @property
+    def as_expected(self) -> bool: ...
+
+
+def outcome(result: Judged) -> Outcome:
     """What became of the run, seen from what its scenario expects."""
     match result.verdict:
         case Verdict.ERROR:

@@ -19,6 +19,7 @@ def conductor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Condu
     entry = types.SimpleNamespace(description="described", dumps=tuple(Dump), kinds=tuple(LoadKind), own_task=False)
     pretend(monkeypatch, "rig.checks", REGISTRY=dict.fromkeys(CHECKS, entry))
     pretend(monkeypatch, "rig.report.text", verdict_text=lambda r, where: Text(f"{r.id}: {r.verdict}\nin {where}"))
+    pretend(monkeypatch, "rig.report.site", update=lambda results, finished, tell: None)
     monkeypatch.delenv("RIG_CATALOGUE", raising=False)
     monkeypatch.chdir(tmp_path)
 

@@ -47,23 +47,6 @@ def test_check_of_what_is_no_evidence(monkeypatch: pytest.MonkeyPatch, capsys: p
     assert capsys.readouterr().err == "rig: nowhere is not an evidence directory\n"
 
 
-def test_report_writes_beside_the_evidence_or_elsewhere(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    pretend(monkeypatch, "rig.judge", judge_dir=lambda path: f"result of {path.name}")
-    pretend(monkeypatch, "rig.evidence", Evidence=lambda path: f"evidence in {path.name}")
-    pretend(monkeypatch, "rig.report.listing", hand_over_listing=lambda evidence: f"way of {evidence}")
-    pretend(monkeypatch, "rig.report.html", render_run=lambda r, *more: f"{r}, {', '.join(more)}")
-    (tmp_path / "one").mkdir()
-    assert cli.main(["report", str(tmp_path / "one")]) == 0
-    assert (tmp_path / "one/report.html").read_text() == "result of one, evidence in one, way of evidence in one"
-    assert capsys.readouterr().out == f"{tmp_path}/one/report.html\n"
-    assert cli.main(["report", str(tmp_path / "one"), "--html", str(tmp_path / "pages"), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["written"] == [f"{tmp_path}/pages/one.html"]
-    assert (tmp_path / "pages/one.html").exists()
-    assert cli.main(["report", str(tmp_path / "one"), "--html", str(tmp_path / "pages/one.html")]) == 2
-
-
 @pytest.mark.usefixtures("conductor")
 def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["list", "guests"]) == 0

@@ -25,7 +25,7 @@ def test_help_is_quick_and_imports_no_room() -> None:
 
 def test_help_of_every_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    for name in ("run", "check", "report", "list", "fetch", "selftest", "bench", "doctor"):
+    for name in ("run", "check", "report", "history", "list", "fetch", "selftest", "bench", "doctor"):
         with pytest.raises(SystemExit) as raised:
             cli.main([name, "--help"])
         assert raised.value.code == 0
