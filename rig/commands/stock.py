@@ -56,7 +56,8 @@ def fetch(args: argparse.Namespace) -> int:
     releases: dict[str, str] = {}
     for plan in plans_of(args):
         if plan.skip:
-            releases[f"{plan.kernel.name} for {plan.guest.name}"] = f"nothing: {plan.skip}"
+            # what another scenario takes of it comes before what this one can't have
+            releases.setdefault(f"{plan.kernel.name} for {plan.guest.name}", f"nothing: {plan.skip}")
             continue
         into = plan.into or plan.guest
         for arch in dict.fromkeys((plan.guest.arch, into.arch)):
