@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -92,6 +93,13 @@ def parser() -> argparse.ArgumentParser:
         "'panic*@pae/*'",
     )
     many.add_argument("--plan", action="store_true", help="only say which cells these are and how long they take")
+    many.add_argument("--shard", type=_shard, metavar="K/N", help="only the Kth of N parts that take equally long")
+    many.add_argument(
+        "--resume", action="store_true", help="go on with what was stopped: what is finished is not run again"
+    )
+    many.add_argument(
+        "--no-retry", action="store_false", dest="retry", help="no second attempt at what could not be judged"
+    )
     check = command("check", "judge saved evidence again, without a guest", runs.check)
     check.add_argument("directories", nargs="+", type=Path, metavar="RESULT_DIR")
     report = command("report", "write reports from saved evidence", reports.report, exports.add_options)
@@ -140,7 +148,9 @@ def _add_guest(sub: argparse.ArgumentParser) -> None:
 
 def _add_manner(sub: argparse.ArgumentParser) -> None:
     _add_results(sub)
-    sub.add_argument("--jobs", type=_count, default=0, metavar="N", help="guests at a time; default: what fits")
+    sub.add_argument(
+        "--jobs", type=_count, default=0, metavar="N", help="CPUs of guests at a time; default: this machine's"
+    )
     sub.add_argument("--seed", type=int, metavar="N", help="of what a sabotage chooses at random; always recorded")
     sub.add_argument("--keep-memory", action="store_true", help="keep whole memory images with the evidence")
     _add_accel(sub)
@@ -181,6 +191,14 @@ def _count(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
+
+
+def _shard(text: str) -> tuple[int, int]:
+    """K/N as (K, N)."""
+    match = re.fullmatch(r"([1-9][0-9]*)/([1-9][0-9]*)", text)
+    if not match or int(match[1]) > int(match[2]):
+        raise argparse.ArgumentTypeError(f"{text!r} is not K/N, like 1/4, with K from 1 to N")
+    return int(match[1]), int(match[2])
 
 
 def _seconds(text: str) -> float:

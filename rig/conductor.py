@@ -6,10 +6,13 @@ import contextlib
 import resource
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
+import rig
 from rig import plain, sabotage, saboteur, trace, xen
 from rig.errors import (
     Cancelled,
@@ -21,7 +24,7 @@ from rig.errors import (
     ProtocolError,
     RequestError,
 )
-from rig.evidence import LISTING, Evidence, EvidenceWriter, to_json
+from rig.evidence import LISTING, TRACEBACK, Evidence, EvidenceWriter, to_json
 from rig.facts import DumpInfo, Facts, Hypervisor, Kimage, PlainPanic
 from rig.guest import arming, disk, dom0
 from rig.judge import judge
@@ -63,18 +66,30 @@ def run(plan: RunPlan, options: Options, listener: Listener, cancel: threading.E
     A run's own trouble ends in a result with verdict "error". Raises RequestError for what was asked wrongly, and
     Cancelled; then nothing is left behind, neither processes nor files.
     """
+    with _writing(plan, options) as writer:
+        return _conclude(writer, _Run(plan, options, writer, listener, cancel).perform())
+
+
+def record(plan: RunPlan, options: Options, failure: Failure, trace: str = "") -> tuple[RunResult, Path]:
+    """The result, and its evidence directory, of a run that was given up without its guest: it could not be judged.
+
+    trace: Python's, of what the rig itself failed with; kept with the evidence.
+    """
+    with _writing(plan, options) as writer:
+        if trace:
+            writer.write(TRACEBACK, trace.encode())
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        environment = {**options.remarks, "rig": rig.__version__}
+        facts = Facts(rig=rig.__version__, plan=plan, started=now, environment=environment, broke_off=failure)
+        return _conclude(writer, facts)
+
+
+@contextlib.contextmanager
+def _writing(plan: RunPlan, options: Options) -> Iterator[EvidenceWriter]:
+    """What is written is kept by `_conclude`; when anything is raised, nothing is."""
     writer = EvidenceWriter(options.results, plan.slug)
     try:
-        facts = _Run(plan, options, writer, listener, cancel).perform()
-        writer.write("run.json", to_json(facts))
-        evidence = Evidence(writer.path)
-        result = judge(evidence)
-        writer.write("result.json", to_json(result))
-        listing = hand_over_listing(evidence)
-        if listing is not None:
-            writer.write(LISTING, "\n".join((*listing.lines, "")).encode())
-        writer.write("report.html", render_run(result, evidence, listing).encode())
-        return result, writer.finish()
+        yield writer
     except OSError as problem:
         writer.discard()
         where = problem.filename or writer.path
@@ -84,6 +99,19 @@ def run(plan: RunPlan, options: Options, listener: Listener, cancel: threading.E
     except BaseException:
         writer.discard()
         raise
+
+
+def _conclude(writer: EvidenceWriter, facts: Facts) -> tuple[RunResult, Path]:
+    """Judge what was written, write the reports, and give the directory its name."""
+    writer.write("run.json", to_json(facts))
+    evidence = Evidence(writer.path)
+    result = judge(evidence)
+    writer.write("result.json", to_json(result))
+    listing = hand_over_listing(evidence)
+    if listing is not None:
+        writer.write(LISTING, "\n".join((*listing.lines, "")).encode())
+    writer.write("report.html", render_run(result, evidence, listing).encode())
+    return result, writer.finish()
 
 
 class _Run(Run):
@@ -103,7 +131,7 @@ class _Run(Run):
                     self.learn(
                         kernel=artefacts.kernel,
                         crash_kernel=artefacts.crash_kernel,
-                        environment=artefacts.environment,
+                        environment={**self.facts.environment, **artefacts.environment},
                     )
                 self._drive(artefacts, stack)
         except Cancelled:

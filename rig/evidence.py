@@ -10,6 +10,7 @@
     console.log control.log     the guest's two serial lines, as they came
     qmp.jsonl                   what the rig and QEMU said to each other
     qemu.log qemu.stderr        what QEMU said by itself
+    traceback.txt               where the rig itself failed, when it did
     registers/CHECKPOINT.json   every CPU's registers at that checkpoint
     memory/panic.hashes.zst     xxh3_64 of every page of RAM at `panic`, 8 bytes each, little-endian, in file order
     memory/CHECKPOINT.pages.zst the pages that count (rig/memory/packed.py): at `panic` each page that changes later, is
@@ -90,6 +91,7 @@ DUMP_HASHES = "vmcore/dump.hashes.zst"
 DUMP_PAGES = "vmcore/dump.pages.zst"
 VMCORE = "vmcore/vmcore"
 LISTING = "handover.txt"
+TRACEBACK = "traceback.txt"
 # Not a checkpoint: the guest died between `machine-kexec` and `handover`, and QEMU has kept it as it was.
 DIED = "died"
 

@@ -82,7 +82,7 @@ class Run:
         self.no_network = "the crash kernel never said"  # why there is no SSH; empty when there is
         self.keep: list[int] = []  # physical: pages to keep of the first capture whether or not they change
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        self.facts = Facts(rig=rig.__version__, plan=plan, started=now)
+        self.facts = Facts(rig=rig.__version__, plan=plan, started=now, environment=options.remarks)
         self.trigger = TRIGGERS[plan.scenario.trigger]
         self.load = LOADS[plan.scenario.load]
 

@@ -7,14 +7,19 @@ import heapq
 import os
 import statistics
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import wrap
 
 from rig.model import RunPlan, RunResult, Verdict
+from rig.pool import Agenda, Capacity
+from rig.progress import Forecast, duration
 from rig.report.wording import headline, outcome, plural, printable
 
 WIDTH = 80  # columns
+PREPARE = "prepare"  # the phase in which artefacts are fetched and built
+# In a second attempt's environment: the directory of the first one, and why that one could not be judged.
+RETRY_OF, RETRY_BECAUSE = "retry_of", "retry_because"
 
 
 class Timings:
@@ -32,9 +37,11 @@ class Timings:
         return known
 
     def keep(self, slug: str, result: RunResult) -> None:
-        """Replaces what was known, unless nothing was run. A directory that can't be written is no trouble: an estimate
-        is all that is lost."""
-        if not (seconds := sum(phase.seconds for phase in result.phases)):
+        """Replaces what was known, unless nothing was run, or not to the end. A directory that can't be written is no
+        trouble: an estimate is all that is lost."""
+        # Without what was fetched and built: that is done once.
+        seconds = sum(phase.seconds for phase in result.phases if phase.name != PREPARE)
+        if not seconds or result.verdict is Verdict.ERROR:
             return
         with contextlib.suppress(OSError):
             self._directory.mkdir(parents=True, exist_ok=True)
@@ -64,26 +71,32 @@ def estimates(plans: Sequence[RunPlan], known: Mapping[str, float]) -> list[floa
     return [one(cell) for cell in plans]
 
 
-def wall(seconds: Iterable[float], jobs: int) -> float:
-    """How long cells of these lengths take in this order, `jobs` at a time."""
-    ends = [0.0] * jobs
-    for length in seconds:
-        heapq.heapreplace(ends, ends[0] + length)
-    return max(ends)
+def wall(plans: Sequence[RunPlan], seconds: Sequence[float], capacity: Capacity) -> float:
+    """How long cells of these lengths take side by side."""
+    agenda, now = Agenda(plans, capacity), 0.0
+    running: list[tuple[float, int]] = []  # (when it ends, its number)
+    while True:
+        while (number := agenda.begin()) is not None:
+            heapq.heappush(running, (now + seconds[number], number))
+        if not running:
+            return now
+        now, number = heapq.heappop(running)
+        agenda.end(number)
 
 
-def duration(seconds: float) -> str:
-    """In words: 45 s, 12 min, 3 h 05 min."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
+def forecast(plans: Sequence[RunPlan], known: Mapping[str, float], capacity: Capacity) -> Forecast | None:
+    """For the progress of these; None when nothing is known of how long they take."""
+    seconds = {
+        plan.id: length for plan, length in zip(plans, estimates(plans, known), strict=True) if length is not None
+    }
+    cpus = {plan.id: min(plan.guest.cpus, capacity.cpus) for plan in plans}
+    return Forecast(seconds, cpus, capacity.cpus) if len(seconds) == len(plans) else None
 
 
 # ---------------------------------------------------------------- for people
 
 
-def plan_lines(plans: Sequence[RunPlan], known: Mapping[str, float], jobs: int) -> list[str]:
+def plan_lines(plans: Sequence[RunPlan], known: Mapping[str, float], capacity: Capacity) -> list[str]:
     """The cells and their expected times, what is skipped with its reason, and what it comes to."""
     expected = estimates(plans, known)
     width = max(len(cell.id) for cell in plans)
@@ -99,7 +112,8 @@ def plan_lines(plans: Sequence[RunPlan], known: Mapping[str, float], jobs: int) 
         out.append("none of them was ever run on this machine: how long it takes is not known")
     else:
         guessed = sum(cell.slug not in known and not cell.skip for cell in plans)
-        out.append(f"about {duration(wall(total, jobs))}, {jobs} at a time")
+        cpus = plural(capacity.cpus, "CPU", "CPUs")
+        out.append(f"about {duration(wall(plans, total, capacity))}, on {cpus} at a time")
         if guessed:
             out.append(f"~ {guessed} never ran here: the median of their guest's other cells is taken")
     return out
@@ -114,14 +128,23 @@ def lines(results: Sequence[RunResult]) -> list[str]:
         seconds = sum(phase.seconds for phase in result.phases)
         out.append(f"{became.sign} {became.word:<5} {printable(result.id):{width}}  {seconds:6.1f} s")
         if result.verdict is not Verdict.PASS or not result.as_expected:
-            out += wrap(_reason(result), WIDTH, initial_indent="        ", subsequent_indent="        ")
+            out += wrap(reason(result), WIDTH, initial_indent="        ", subsequent_indent="        ")
+        if RETRY_OF in result.environment:
+            out += wrap(_retried(result), WIDTH, initial_indent="        ", subsequent_indent="        ")
     counts = dict.fromkeys(("PASS", "OK", "FAIL", "ERROR", "SKIP"), 0)
     for result in results:
         counts[outcome(result).word] += 1
     sums = ", ".join(f"{count} {word.lower()}" for word, count in counts.items() if count)
-    return [*out, "", f"{plural(len(results), 'cell', 'cells')}: {sums}"]
+    retried = sum(RETRY_OF in result.environment for result in results)
+    return [*out, "", f"{plural(len(results), 'cell', 'cells')}: {sums}" + (f"; {retried} retried" if retried else "")]
 
 
-def _reason(result: RunResult) -> str:
+def _retried(result: RunResult) -> str:
+    first, because = (printable(str(result.environment.get(key, ""))) for key in (RETRY_OF, RETRY_BECAUSE))
+    return f"retried: the first attempt ({first}) could not be judged: {because}"
+
+
+def reason(result: RunResult) -> str:
+    """Why this is no plain pass, in one line."""
     failed = [f"{c.name}: {c.summary}" for c in result.checks if c.verdict in (Verdict.FAIL, Verdict.ERROR)]
     return headline(result) if result.error is not None or not failed else printable("; ".join(failed))

@@ -204,13 +204,14 @@ class Options:
     """How runs are done, as opposed to what is run."""
 
     results: Path = Path("results")
-    jobs: int = 0  # 0: as many as the cores and memory allow
+    jobs: int = 0  # CPUs that guests have at a time; 0: as many as this process may use
     accel: str = "auto"  # auto | tcg | kvm
     keep_memory: bool = False
     keep_dump: bool = False  # the whole dump stays in the evidence directory, for crash or drgn
     deadline: float = 180.0  # seconds a single phase may take under TCG
     refused_is_error: bool = False  # a wrong request of one run among many: could not judge, instead of ending them all
     seed: int | None = None  # of what a sabotage chooses at random; None: choose one and record it
+    remarks: Mapping[str, Any] = field(default_factory=dict)  # more of what the result's `environment` says
 
 
 @dataclass(frozen=True)

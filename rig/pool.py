@@ -1,11 +1,12 @@
-"""Many runs: how many fit on this machine at once, the workers, and their results in the order of the plans."""
+"""Many runs: what fits on this machine at a time, the workers, and their results in the order of the plans."""
 
 from __future__ import annotations
 
 import os
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 from rig.errors import Cancelled, MachineError
@@ -23,31 +24,84 @@ MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")
 
 
+@dataclass(frozen=True)
+class Capacity:
+    """What all guests together may take at a time. cpus: of guests; each is a thread of QEMU's. memory: MiB."""
+
+    cpus: int
+    memory: int
+
+
 def need(plan: RunPlan) -> int:
-    """MiB that one run needs: the guest's memory, once more for the capture, and QEMU.
+    """MiB that one run needs: the guest's memory, once more for the capture, and QEMU. What is skipped needs none.
 
     Guest and capture take what the guest has touched of its memory. Of a large one that is no more than of a TOUCHED
     one, and a struct page (64 bytes at most) for each page.
     """
+    if plan.skip:
+        return 0
     memory = plan.guest.memory
     return 2 * min(memory, TOUCHED + memory // 64) + OVERHEAD
 
 
-def workers(plans: Sequence[RunPlan], wanted: int, cores: int, available: int) -> int:
-    """How many of these may run at once. wanted: --jobs, 0 for as many as `cores`. available: MiB.
+def lack(plan: RunPlan, available: int) -> MachineError | None:
+    """Why this guest can't run even alone; None when it can. available: MiB."""
+    if need(plan) <= available:
+        return None
+    return MachineError(
+        f"not enough memory: {plan.guest.name} needs {need(plan)} MiB, {available} MiB are available",
+        hint="end other programs, or choose a guest with less memory",
+    )
 
-    Whatever is wanted, no more than fit into memory, the largest together.
 
-    :raise MachineError: not even the largest one fits
+def capacity(wanted: int) -> Capacity:
+    """This machine's. wanted: --jobs, 0 for as many CPUs as this process may use."""
+    return Capacity(wanted or cores(), available_memory())
+
+
+class Agenda:
+    """What to run next: of those not yet begun, the first that fits beside those that run.
+
+    First come those that take a whole dump, the longest, else the last one runs on alone; then the largest, while there
+    is the most room. A guest larger than the capacity takes all of it, and so runs alone.
     """
-    needs = sorted((need(plan) for plan in plans), reverse=True)
-    if needs[0] > available:
-        raise MachineError(
-            f"not enough memory: one guest needs {needs[0]} MiB, {available} MiB are available",
-            hint="end other programs, or choose a guest with less memory",
-        )
-    fitting = max(n for n in range(1, len(needs) + 1) if sum(needs[:n]) <= available)
-    return min(wanted or cores, fitting)
+
+    def __init__(self, plans: Sequence[RunPlan], capacity: Capacity) -> None:
+        self._shares = [
+            (0 if plan.skip else min(plan.guest.cpus, capacity.cpus), min(need(plan), capacity.memory))
+            for plan in plans
+        ]
+
+        def rank(number: int) -> tuple[bool, bool, int, int]:
+            cpus, memory = self._shares[number]
+            plan = plans[number]
+            return not plan.skip, plan.scenario.dump is Dump.HEADERS, -cpus, -memory
+
+        self._pending = sorted(range(len(plans)), key=rank)
+        self._cpus, self._memory = capacity.cpus, capacity.memory
+
+    @property
+    def empty(self) -> bool:
+        """All of them were begun."""
+        return not self._pending
+
+    def begin(self) -> int | None:
+        """The number of the plan that is begun now; None when none fits."""
+        if not self._cpus:
+            return None
+        for place, number in enumerate(self._pending):
+            cpus, memory = self._shares[number]
+            if cpus <= self._cpus and memory <= self._memory:
+                self._cpus -= cpus
+                self._memory -= memory
+                return self._pending.pop(place)
+        return None
+
+    def end(self, number: int) -> None:
+        """This one runs no more."""
+        cpus, memory = self._shares[number]
+        self._cpus += cpus
+        self._memory += memory
 
 
 def cores() -> int:
@@ -73,33 +127,52 @@ def _container_memory(cgroup: Path) -> list[int]:
 
 
 def run_all(
-    plans: Sequence[RunPlan], run: Run, jobs: int, progress: Progress, cancel: threading.Event
+    plans: Sequence[RunPlan], run: Run, capacity: Capacity, progress: Progress, cancel: threading.Event
 ) -> list[Finished | None]:
-    """Run all of them, `jobs` at a time; results in the order of `plans`, None where `cancel` came first.
+    """Run all of them, as many at a time as fit; results in the order of `plans`, None where `cancel` came first.
 
     Returns only when every run has ended. The first exception other than Cancelled (a RequestError, a bug) cancels
     the others, waits for them, and is raised.
     """
+    outcomes: list[Finished | None] = [None] * len(plans)
+    agenda, changed = Agenda(plans, capacity), threading.Condition()
 
-    def work(plan: RunPlan) -> Finished | None:
-        if cancel.is_set():
-            return None
-        progress.start(plan.id)
-        try:
-            result, where = run(plan, lambda text: progress.say(plan.id, text), cancel)
-        except Cancelled:
-            progress.end(plan.id, "cancelled")
-            return None
-        except BaseException:
-            cancel.set()
-            progress.end(plan.id, "broken off")
-            raise
-        expected = result.as_expected or result.verdict is Verdict.SKIP
-        progress.end(plan.id, result.verdict.value if expected else f"{result.verdict.value}, unexpected")
-        return result, where
+    def take() -> int | None:
+        with changed:
+            while not agenda.empty and not cancel.is_set():
+                if (number := agenda.begin()) is not None:
+                    return number
+                changed.wait()  # for one to end
+        return None
 
-    with ThreadPoolExecutor(max_workers=jobs, thread_name_prefix="run") as pool:
-        # Those that take a whole dump, the longest, first: else the last one runs on alone.
-        order = sorted(range(len(plans)), key=lambda number: plans[number].scenario.dump is Dump.HEADERS)
-        futures: dict[int, Future[Finished | None]] = {number: pool.submit(work, plans[number]) for number in order}
-    return [futures[number].result() for number in range(len(plans))]
+    def work() -> None:
+        while (number := take()) is not None:
+            try:
+                outcomes[number] = _one(plans[number], run, progress, cancel)
+            finally:
+                with changed:
+                    agenda.end(number)
+                    changed.notify_all()
+
+    count = min(capacity.cpus, len(plans))
+    with ThreadPoolExecutor(max_workers=count, thread_name_prefix="run") as pool:
+        futures = [pool.submit(work) for _ in range(count)]
+    for future in futures:
+        future.result()
+    return outcomes
+
+
+def _one(plan: RunPlan, run: Run, progress: Progress, cancel: threading.Event) -> Finished | None:
+    progress.start(plan.id)
+    try:
+        result, where = run(plan, lambda text: progress.say(plan.id, text), cancel)
+    except Cancelled:
+        progress.end(plan.id, "cancelled")
+        return None
+    except BaseException:
+        cancel.set()
+        progress.end(plan.id, "broken off")
+        raise
+    expected = result.as_expected or result.verdict is Verdict.SKIP
+    progress.end(plan.id, result.verdict.value if expected else f"{result.verdict.value}, unexpected")
+    return result, where

@@ -6,13 +6,12 @@ import contextlib
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, TextIO
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
+    from rich.console import Console, Group
 
 Clock = Callable[[], float]
 WIDTHS = (16, 8, 8)  # columns of the live table after the run's id: phase or outcome, its seconds, all seconds
@@ -38,6 +37,32 @@ class Row:
     phase_started: float
     outcome: str = ""
     ended: float = 0.0
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """seconds, cpus: what each run is expected to take, by its id. capacity: CPUs that runs have together."""
+
+    seconds: Mapping[str, float]
+    cpus: Mapping[str, int]
+    capacity: int
+
+    def left(self, spent: Mapping[str, float], over: Collection[str]) -> float:
+        """Seconds until all have ended, were all CPUs in use to the end. spent: seconds, of those that have begun.
+
+        A run that takes longer than expected is taken to end now.
+        """
+        rest = {run: max(0.0, s - spent.get(run, 0.0)) for run, s in self.seconds.items() if run not in over}
+        shared = sum(seconds * self.cpus[run] for run, seconds in rest.items()) / self.capacity
+        return max([shared, *rest.values()])
+
+
+def duration(seconds: float) -> str:
+    """In words: 45 s, 12 min, 3 h 05 min."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
 
 
 class PlainProgress:
@@ -82,11 +107,15 @@ class LiveProgress:
     """A table that is drawn again and again: run, phase, seconds in the phase, seconds in all.
 
     total: how many runs there will be. When they are more than fit on a screen, those that have ended are counted only.
+    forecast: how long it will still take, when that is known.
     """
 
-    def __init__(self, console: Console, clock: Clock = time.monotonic, total: int = 0) -> None:
+    def __init__(
+        self, console: Console, clock: Clock = time.monotonic, total: int = 0, forecast: Forecast | None = None
+    ) -> None:
         self._console = console
         self._total = total
+        self._forecast = forecast
         self._clock = clock
         self._rows: dict[str, Row] = {}
         self._lock = threading.Lock()
@@ -109,8 +138,9 @@ class LiveProgress:
             row = self._rows[run]
             row.outcome, row.ended = outcome, self._clock()
 
-    def table(self) -> Table:
+    def table(self) -> Group:
         """How things stand now, no wider than the console: a run's id is cut when it is too long."""
+        from rich.console import Group
         from rich.table import Table
         from rich.text import Text
 
@@ -122,10 +152,7 @@ class LiveProgress:
         with self._lock:
             now = self._clock()
             many = self._total > SHOWN
-            if many:
-                ended = Counter(row.outcome for row in self._rows.values() if row.outcome)
-                outcomes = ", ".join(f"{count} {outcome}" for outcome, count in sorted(ended.items()))
-                table.add_row(Text(f"{ended.total()} of {self._total} runs: {outcomes}", style="bold"), "", "", "")
+            heads = [Text(self._count(now), style="bold")] if many or self._forecast else []
             for run, row in self._rows.items():
                 if many and row.outcome:
                     continue
@@ -134,11 +161,21 @@ class LiveProgress:
                 style = "bold" if row.outcome else ""
                 cells = (run, row.outcome or row.phase, in_phase, f"{end - row.started:.1f} s")
                 table.add_row(*(Text(cell, style=style) for cell in cells))
-        return table
+        return Group(*heads, table)
+
+    def _count(self, now: float) -> str:
+        ended = Counter(row.outcome for row in self._rows.values() if row.outcome)
+        outcomes = ", ".join(f"{count} {outcome}" for outcome, count in sorted(ended.items()))
+        counted = f"{ended.total()} of {self._total} runs" + (f": {outcomes}" if outcomes else "")
+        if self._forecast is None:
+            return counted
+        spent = {run: (row.ended if row.outcome else now) - row.started for run, row in self._rows.items()}
+        over = {run for run, row in self._rows.items() if row.outcome}
+        return f"{counted}; about {duration(self._forecast.left(spent, over))} left"
 
 
 @contextlib.contextmanager
-def open_progress(stream: TextIO, total: int) -> Iterator[Progress]:
+def open_progress(stream: TextIO, total: int, forecast: Forecast | None = None) -> Iterator[Progress]:
     """Live on a terminal, plain otherwise (and on a terminal that can't be redrawn: TERM=dumb)."""
     from rich.console import Console
     from rich.live import Live
@@ -147,6 +184,6 @@ def open_progress(stream: TextIO, total: int) -> Iterator[Progress]:
     if not console.is_terminal or console.is_dumb_terminal:
         yield PlainProgress(stream)
         return
-    progress = LiveProgress(console, total=total)
+    progress = LiveProgress(console, total=total, forecast=forecast)
     with Live(console=console, get_renderable=progress.table, refresh_per_second=4):
         yield progress

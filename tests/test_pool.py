@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from rig import pool
-from rig.errors import Cancelled, MachineError, RequestError
+from rig.errors import Cancelled, RequestError
 from rig.model import (
+    Dump,
     Kernel,
     KernelIdentity,
     RunPlan,
@@ -23,8 +24,12 @@ SCENARIO = Scenario(name="panic", description="", trigger="t", checks=("c",), gu
 KERNEL = Kernel(name="k", description="", package="p")
 
 
-def make_plan(name: str, memory: int = 512) -> RunPlan:
-    return RunPlan(SCENARIO, replace(GUEST, name=name, memory=memory), KERNEL, KERNEL)
+def make_plan(name: str, memory: int = 512, cpus: int = 1) -> RunPlan:
+    return RunPlan(SCENARIO, replace(GUEST, name=name, memory=memory, cpus=cpus), KERNEL, KERNEL)
+
+
+def room(cpus: int) -> pool.Capacity:
+    return pool.Capacity(cpus, PLENTY)
 
 
 def make_result(plan: RunPlan) -> RunResult:
@@ -59,22 +64,50 @@ class Log:
         self.lines.append((run, "end", outcome))
 
 
+SMALL = 2 * 512 + pool.OVERHEAD  # MiB that a guest of 512 needs
+PLENTY = 100_000
+
+
+def begun(agenda: pool.Agenda) -> list[int]:
+    """What is begun before any ends."""
+    return list(iter(agenda.begin, None))
+
+
 @pytest.mark.parametrize(
-    ("memory", "wanted", "cores", "available", "expected"),
-    [
-        # 512 MiB need 1224
-        ([512, 512, 512], 0, 8, 100_000, 3),  # no more than there are plans
-        ([512, 512, 512], 0, 2, 100_000, 2),
-        ([512, 512, 512], 3, 2, 100_000, 3),  # --jobs may go beyond the cores
-        ([512, 512, 512], 3, 2, 3 * 1224 - 1, 2),  # but not beyond the memory
-        ([512, 512, 512], 0, 8, 1224, 1),
-        ([512, 1024], 0, 8, 2248 + 1223, 1),  # the largest of them together must fit
-        ([512, 1024], 0, 8, 2248 + 1224, 2),
+    ("guests", "cpus", "memory", "expected"),
+    [  # (CPUs, MiB) of each guest; the numbers of those that run at first
+        ([(1, 512)] * 3, 2, PLENTY, [0, 1]),
+        ([(1, 512)] * 3, 8, PLENTY, [0, 1, 2]),
+        ([(1, 512)] * 3, 8, 2 * SMALL, [0, 1]),  # no more than fit into memory
+        ([(1, 512)] * 3, 8, 2 * SMALL - 1, [0]),
+        ([(1, 512), (4, 512), (2, 512)], 4, PLENTY, [1]),  # one with all CPUs has them for itself
+        ([(1, 512), (3, 512), (2, 512)], 4, PLENTY, [1, 0]),  # the largest first; what fits beside it
+        ([(4, 512), (1, 512)], 2, PLENTY, [0]),  # larger than the machine: alone
+        ([(1, 512), (1, 1024)], 2, 2 * 1024 + pool.OVERHEAD + SMALL, [1, 0]),
+        ([(1, 512), (1, 1024)], 2, 2 * 1024 + pool.OVERHEAD + SMALL - 1, [1]),
+        ([(1, 1024)], 2, 100, [0]),  # not even one fits: what to do about that is not the agenda's
     ],
 )
-def test_workers(memory: list[int], wanted: int, cores: int, available: int, expected: int) -> None:
-    plans = [make_plan(str(i), size) for i, size in enumerate(memory)]
-    assert pool.workers(plans, wanted, cores, available) == expected
+def test_what_runs_side_by_side(guests: list[tuple[int, int]], cpus: int, memory: int, expected: list[int]) -> None:
+    plans = [make_plan(str(number), size, count) for number, (count, size) in enumerate(guests)]
+    assert begun(pool.Agenda(plans, pool.Capacity(cpus, memory))) == expected
+
+
+def test_what_ends_makes_room_and_whole_dumps_and_skips_come_first() -> None:
+    dump = replace(SCENARIO, dump=Dump.RAW)
+    plans = [
+        make_plan("usual"),
+        make_plan("wide", cpus=2),
+        replace(make_plan("dump"), scenario=dump),
+        replace(make_plan("skipped", cpus=2), skip="there is none"),
+    ]
+    agenda = pool.Agenda(plans, pool.Capacity(2, PLENTY))
+    assert begun(agenda) == [3, 2, 0]  # two CPUs are not free beside the dump
+    agenda.end(0)
+    assert begun(agenda) == []
+    agenda.end(2)
+    assert begun(agenda) == [1]
+    assert agenda.empty
 
 
 def test_a_large_guest_needs_what_it_touches_of_its_memory() -> None:
@@ -85,10 +118,12 @@ def test_a_large_guest_needs_what_it_touches_of_its_memory() -> None:
 
 
 def test_not_even_one_fits() -> None:
-    with pytest.raises(MachineError) as raised:
-        pool.workers([make_plan("a")], 0, 8, 1223)
-    assert raised.value.message == "not enough memory: one guest needs 1224 MiB, 1223 MiB are available"
-    assert raised.value.exit_code == 3
+    lack = pool.lack(make_plan("a"), SMALL - 1)
+    assert lack is not None
+    assert lack.message == "not enough memory: a needs 1224 MiB, 1223 MiB are available"
+    assert lack.exit_code == 3
+    assert pool.lack(make_plan("a"), SMALL) is None
+    assert pool.lack(replace(make_plan("a"), skip="there is none"), 0) is None
 
 
 def test_available_memory_of_a_machine_and_of_a_container(tmp_path: Path) -> None:
@@ -121,7 +156,7 @@ def test_results_come_in_the_order_of_the_plans() -> None:
         return make_result(plan), Path(plan.slug)
 
     log = Log()
-    outcomes = pool.run_all(plans, run, 3, log, threading.Event())
+    outcomes = pool.run_all(plans, run, room(3), log, threading.Event())
     assert [outcome and outcome[0].id for outcome in outcomes] == [plan.id for plan in plans]
     assert [line[1:] for line in log.lines if line[0] == "panic@b/k"] == [("start",), ("boot",), ("end", "pass")]
 
@@ -131,7 +166,7 @@ def test_what_is_unexpected_is_said() -> None:
         return replace(make_result(plan), verdict=Verdict.FAIL, surprise="pgd-survives failed"), Path()
 
     log = Log()
-    pool.run_all([make_plan("a")], run, 1, log, threading.Event())
+    pool.run_all([make_plan("a")], run, room(1), log, threading.Event())
     assert log.lines[-1] == ("panic@a/k", "end", "fail, unexpected")
 
 
@@ -151,7 +186,7 @@ def test_the_first_error_cancels_the_rest_and_is_raised(error: Exception) -> Non
 
     log = Log()
     with pytest.raises(type(error)):
-        pool.run_all([make_plan(name) for name in "abc"], run, 2, log, threading.Event())
+        pool.run_all([make_plan(name) for name in "abc"], run, room(2), log, threading.Event())
     assert ended == ["a"]  # it was waited for
     assert not any(line[0] == "panic@c/k" for line in log.lines)  # it never started
     assert ("panic@a/k", "end", "cancelled") in log.lines
@@ -166,5 +201,5 @@ def test_cancelled_runs_leave_none() -> None:
             raise Cancelled("stopped")
         return make_result(plan), Path()
 
-    outcomes = pool.run_all([make_plan(name) for name in "abc"], run, 1, Log(), cancel)
+    outcomes = pool.run_all([make_plan(name) for name in "abc"], run, room(1), Log(), cancel)
     assert [outcome is None for outcome in outcomes] == [False, True, True]

@@ -4,7 +4,7 @@ import io
 
 from rich.console import Console
 
-from rig.progress import LiveProgress, PlainProgress, Progress, open_progress
+from rig.progress import Forecast, LiveProgress, PlainProgress, Progress, open_progress
 
 
 class Clock:
@@ -68,6 +68,26 @@ def test_of_many_runs_those_that_ended_are_counted() -> None:
     counted, *running = stream.getvalue().splitlines()
     assert counted.strip() == "38 of 200 runs: 35 pass, 3 skip"
     assert [line.split()[0] for line in running] == ["panic@pae/k38", "panic@pae/k39"]
+
+
+def test_how_long_it_will_still_take_is_said() -> None:
+    stream, clock = io.StringIO(), Clock()
+    console = Console(file=stream, width=80, force_terminal=True, color_system=None)
+    names = [f"panic@pae/k{number}" for number in range(200)]
+    forecast = Forecast(dict.fromkeys(names, 30.0), dict.fromkeys(names, 1), capacity=2)
+    progress = LiveProgress(console, clock, len(names), forecast)
+    for number, name in enumerate(names[:102]):
+        progress.start(name)
+        if number < 100:
+            progress.end(name, ("pass", "skip", "fail, unexpected", "error, unexpected")[number % 4])
+    clock.now += 20.0
+    console.print(progress.table())
+    lines = stream.getvalue().splitlines()
+    words = " ".join(lines[0].split() + lines[1].split())
+    counts = "25 error, unexpected, 25 fail, unexpected, 25 pass, 25 skip"
+    # 98 of 30 s and two that have run 20 of them, by two CPUs
+    assert words == f"100 of 200 runs: {counts}; about 25 min left"
+    assert max(map(len, lines)) <= 80
 
 
 def test_live_table_stops_counting_at_the_end() -> None:

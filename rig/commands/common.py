@@ -97,6 +97,7 @@ def keep_history(results: Path, finished: Sequence[Finished]) -> None:
 
 
 def run_plans(plans: Sequence[RunPlan], options: Options, cancel: threading.Event) -> list[Finished | None]:
+    """:raise MachineError: one of the guests doesn't fit into this machine's memory; nothing is run then"""
     from rig import conductor, pool
     from rig.guest.cache import default_root
     from rig.matrix import Timings
@@ -109,9 +110,11 @@ def run_plans(plans: Sequence[RunPlan], options: Options, cancel: threading.Even
         timings.keep(plan.slug, result)
         return result, where
 
-    jobs = pool.workers(plans, options.jobs, pool.cores(), pool.available_memory())
+    capacity = pool.capacity(options.jobs)
+    if lacks := [lack for plan in plans if (lack := pool.lack(plan, capacity.memory))]:
+        raise lacks[0]
     with open_progress(sys.stderr, len(plans)) as progress:
-        return pool.run_all(plans, one, jobs, progress, cancel)
+        return pool.run_all(plans, one, capacity, progress, cancel)
 
 
 def print_verdicts(finished: Sequence[Finished], as_json: bool) -> None:

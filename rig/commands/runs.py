@@ -19,7 +19,7 @@ from rig.commands.common import (
     print_verdicts,
 )
 from rig.errors import RequestError
-from rig.model import Dump
+from rig.model import Dump, RunPlan
 
 if TYPE_CHECKING:
     from rig.pool import Finished
@@ -41,21 +41,17 @@ def run(args: argparse.Namespace) -> int:
 def matrix(args: argparse.Namespace) -> int:
     """Cells whose request is refused are results like others: one unsuitable kernel must not cost a night."""
     from rig import matrix as room
-    from rig import pool
-    from rig.guest.cache import default_root
+    from rig import shard
+    from rig.commands.many import Request, carry_out_cells
     from rig.plan import matrix as cells
 
-    plans = cells(catalogue_of(args), args.patterns or [NIGHTLY])
-    options = dataclasses.replace(options_of(args), refused_is_error=True)
+    patterns = args.patterns or [NIGHTLY]
+    plans = cells(catalogue_of(args), patterns)
+    if args.shard:
+        number, count = args.shard
+        plans = shard.split(plans, count, shard.shipped())[number - 1]
     if args.plan:
-        jobs = options.jobs or pool.cores()
-        known = room.Timings(default_root() / "timings").read()
-        if args.json:
-            rows = zip(plans, room.estimates(plans, known), strict=True)
-            print_json({"cells": [{"id": p.id, "skip": p.skip, "seconds": seconds} for p, seconds in rows]})
-        else:
-            print("\n".join(room.plan_lines(plans, known, jobs)))
-        return 0
+        return _print_plan(plans, args)
 
     def show(finished: Sequence[Finished]) -> None:
         if args.json:
@@ -63,7 +59,26 @@ def matrix(args: argparse.Namespace) -> int:
         else:
             print("\n".join(room.lines([result for result, _ in finished])))
 
-    return carry_out(plans, options, show)
+    request = Request(patterns, "{}/{}".format(*args.shard) if args.shard else "", args.resume, args.retry)
+    options = dataclasses.replace(options_of(args), refused_is_error=True)
+    return carry_out_cells(plans, request, options, show)
+
+
+def _print_plan(plans: Sequence[RunPlan], args: argparse.Namespace) -> int:
+    from rig import matrix as room
+    from rig import pool
+    from rig.guest.cache import default_root
+
+    known = room.Timings(default_root() / "timings").read()
+    if not args.json:
+        print("\n".join(room.plan_lines(plans, known, pool.capacity(args.jobs))))
+        return 0
+    cells = [
+        {"id": plan.id, "skip": plan.skip, "seconds": seconds, "measured": plan.slug in known}
+        for plan, seconds in zip(plans, room.estimates(plans, known), strict=True)
+    ]
+    print_json({"cells": cells})
+    return 0
 
 
 def check(args: argparse.Namespace) -> int:

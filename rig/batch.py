@@ -1,0 +1,193 @@
+"""A matrix that can be stopped and gone on with: what it was asked for, which of its cells are finished, and the second
+attempt at those that could not be judged.
+
+RESULTS/matrix.json says what was asked for, from before the first guest on. Which cells are finished it does not say:
+that is told by the result directories, which are whole or not there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import rig
+from rig import pool
+from rig.errors import EvidenceError, RequestError
+from rig.evidence import Evidence, from_json, to_json
+from rig.facts import UNKNOWN
+from rig.matrix import RETRY_BECAUSE, RETRY_OF, reason
+from rig.model import Kernel, KernelIdentity, RunPlan, RunResult, Verdict
+from rig.pool import Capacity, Finished, Listener
+from rig.progress import Progress
+
+RECORD = "matrix.json"
+BATCH = "batch"  # in a result's environment: `started` of the batch that it belongs to
+
+# One attempt at a cell. The mapping is what the result's environment is to say beyond the usual.
+Attempt = Callable[[RunPlan, Mapping[str, Any], Listener, threading.Event], Finished]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """matrix.json. shard: K/N, empty for the whole. started: UTC, ISO 8601. cells: the ids that were planned."""
+
+    patterns: tuple[str, ...]
+    shard: str
+    started: str
+    cells: tuple[str, ...]
+    rig: str = rig.__version__
+    schema: int = 1
+
+
+# ---------------------------------------------------------------- matrix.json
+
+
+def begin(results: Path, patterns: Sequence[str], shard: str, plans: Sequence[RunPlan]) -> Batch:
+    """A new batch, recorded."""
+    now = datetime.now(UTC).isoformat(timespec="microseconds")
+    batch = Batch(tuple(patterns), shard, now, tuple(plan.id for plan in plans))
+    _write(results, batch)
+    return batch
+
+
+def resume(results: Path, patterns: Sequence[str], shard: str, plans: Sequence[RunPlan]) -> Batch:
+    """The batch that was begun in this directory, with the cells that are planned today.
+
+    :raise RequestError: there is none, it can't be read, or other cells were asked for
+    """
+    path = results / RECORD
+    try:
+        batch = from_json(path.read_bytes(), Batch, path)
+    except FileNotFoundError:
+        raise RequestError(
+            f"nothing to resume: {path} is not there", hint="leave out --resume, or name the directory with --results"
+        ) from None
+    except (OSError, EvidenceError) as problem:
+        raise RequestError(f"nothing to resume: {problem}", hint="leave out --resume") from problem
+    if (batch.patterns, batch.shard) != (tuple(patterns), shard):
+        raise RequestError(
+            f"{path} is of another matrix: {_asked(batch.patterns, batch.shard)}, not {_asked(patterns, shard)}",
+            hint="ask for the same, or leave out --resume",
+        )
+    batch = replace(batch, cells=tuple(plan.id for plan in plans))
+    _write(results, batch)
+    return batch
+
+
+def _asked(patterns: Sequence[str], shard: str) -> str:
+    return " ".join([*patterns, *(["--shard", shard] if shard else [])])
+
+
+def _write(results: Path, batch: Batch) -> None:
+    """The file is there whole or not at all, also when the power goes."""
+    draft = results / f".{RECORD}.{os.getpid()}"
+    with draft.open("wb") as stream:
+        stream.write(to_json(batch))
+        stream.flush()
+        os.fsync(stream.fileno())
+    draft.rename(results / RECORD)
+
+
+# ---------------------------------------------------------------- what is finished
+
+
+def find_finished(results: Path, batch: Batch, plans: Sequence[RunPlan]) -> list[Finished | None]:
+    """For each plan the last whole result of this batch, None where there is none.
+
+    A result counts when it is of the very same plan: after a change to a scenario's file its cells are run again.
+    """
+    directories: dict[str, list[tuple[int, Path]]] = {}
+    for path in sorted(results.iterdir()):
+        directories.setdefault(path.name, []).append((1, path))
+        if numbered := re.fullmatch(r"(.+)\.(\d+)", path.name):  # or the first run of a kernel like debian-6.1
+            directories.setdefault(numbered[1], []).append((int(numbered[2]), path))
+    return [_last(plan, batch, sorted(directories.get(plan.slug, []), reverse=True)) for plan in plans]
+
+
+def _last(plan: RunPlan, batch: Batch, directories: Sequence[tuple[int, Path]]) -> Finished | None:
+    for _, path in directories:
+        evidence = Evidence(path)
+        try:
+            facts, result = evidence.facts, evidence.result
+        except EvidenceError:
+            continue  # another program's, or torn when the power went: as good as not there
+        mine = result.environment.get(BATCH) == batch.started and facts.plan == plan
+        if mine and _is_unchanged(plan.kernel, facts.kernel) and _is_unchanged(plan.crash_kernel, facts.crash_kernel):
+            return result, path
+    return None
+
+
+def _is_unchanged(kernel: Kernel, ran: KernelIdentity) -> bool:
+    """Whether a user's own image is still the one that ran, if it did. Of other kernels the plan says all there is."""
+    if kernel.image is None or ran == UNKNOWN or ran.name != kernel.name:
+        return True
+    return hashlib.sha256(kernel.image.read_bytes()).hexdigest() == ran.sha256
+
+
+# ---------------------------------------------------------------- running
+
+
+def run_cells(
+    plans: Sequence[RunPlan],
+    taken: Sequence[Finished | None],
+    attempt: Attempt,
+    capacity: Capacity,
+    progress: Progress,
+    cancel: threading.Event,
+    retry: bool,
+) -> list[Finished | None]:
+    """Everything that is not in `taken`; then, each alone, once more what could not be judged at its first attempt.
+
+    Results in the order of `plans`; None where `cancel` came first.
+    """
+    outcomes = list(taken)
+    missing = [number for number, outcome in enumerate(outcomes) if outcome is None]
+
+    def first(plan: RunPlan, listener: Listener, stop: threading.Event) -> Finished:
+        return attempt(plan, {}, listener, stop)
+
+    if missing:
+        ran = pool.run_all([plans[number] for number in missing], first, capacity, progress, cancel)
+        for number, outcome in zip(missing, ran, strict=True):
+            outcomes[number] = outcome
+    for number, outcome in enumerate(outcomes):
+        if outcome is not None and retry and is_due(outcome[0]):
+            again = _again(plans[number], outcome, attempt, capacity, progress, cancel)
+            outcomes[number] = again or outcome
+    return outcomes
+
+
+def _again(
+    plan: RunPlan,
+    before: Finished,
+    attempt: Attempt,
+    capacity: Capacity,
+    progress: Progress,
+    cancel: threading.Event,
+) -> Finished | None:
+    result, where = before
+    because = reason(result)
+    remarks = {RETRY_OF: where.name, RETRY_BECAUSE: because}
+
+    def second(plan: RunPlan, listener: Listener, stop: threading.Event) -> Finished:
+        listener(f"note: once more, alone, for it could not be judged: {because}")
+        return attempt(plan, remarks, listener, stop)
+
+    return pool.run_all([plan], second, capacity, progress, cancel)[0]
+
+
+def is_due(result: RunResult) -> bool:
+    """Whether a second attempt is called for: it could not be judged, and this was the first."""
+    return result.verdict is Verdict.ERROR and RETRY_OF not in result.environment
+
+
+def left(outcomes: Sequence[Finished | None], retry: bool) -> int:
+    """How many cells are not finished."""
+    return sum(outcome is None or (retry and is_due(outcome[0])) for outcome in outcomes)
