@@ -7,13 +7,14 @@ import io
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import rig
-from rig.commands import comparing, exports, reports, runs, stock
-from rig.commands.common import print_json
-from rig.errors import Cancelled, RigError
+from rig.commands import comparing, developer, exports, reports, runs, stock
+from rig.commands.common import bisect_code, print_json
+from rig.errors import Cancelled, RigError, UnsuitableKernel
 from rig.model import Options
 
 Act = Callable[[argparse.Namespace], int]
@@ -30,13 +31,27 @@ exit codes:
   130  cancelled (Ctrl-C or SIGTERM)
 """
 
+BISECT_CODES = """\
+exit codes with --bisect, for `git bisect run`:
+  0    good: as 0 above
+  1    bad: as 1 above
+  125  skip this commit: could not judge, or its kernel is not fit for the guest
+  128  ends the bisection: the request is wrong, or the rig itself broke
+"""
+
 EXAMPLES = """\
 examples:
   rig run panic                                   every guest of the scenario, Debian's kernels
   rig run panic --guest pae                       one guest
   rig run panic --guest x86_64 --kernel arch/x86/boot/bzImage --vmlinux vmlinux
                                                   your own kernel, as first and as crash kernel
+  rig run panic --guest x86_64 --kernel-tree ~/linux
+                                                  the same, from the directory that it was built in
+  git bisect run sh -c 'make -j8 bzImage || exit 125
+      rig run panic --guest x86_64 --kernel-tree . --bisect'
+                                                  which commit broke it
   rig run panic --json | jq .runs[].result.verdict
+  rig rerun results/DIR                           the very same run once more
   rig check results/DIR                           judge saved evidence again, without a guest
 """
 
@@ -73,8 +88,9 @@ def parser() -> argparse.ArgumentParser:
         "run a scenario and judge it",
         runs.run,
         *(_add_selection, _add_manner, _add_catalogue),
-        epilog=f"{EXAMPLES}\n{EXIT_CODES}",
+        epilog=f"{EXAMPLES}\n{EXIT_CODES}\n{BISECT_CODES}",
     )
+    run.add_argument("--bisect", action="store_true", help="exit with what `git bisect run` expects, see below")
     run.add_argument(
         "--keep-dump", action="store_true", help="keep the whole dump with the evidence, for crash or drgn"
     )
@@ -99,6 +115,13 @@ def parser() -> argparse.ArgumentParser:
     )
     many.add_argument(
         "--no-retry", action="store_false", dest="retry", help="no second attempt at what could not be judged"
+    )
+    rerun = command(
+        "rerun", "run again what left an evidence directory: the very same run", developer.rerun, _add_results
+    )
+    rerun.add_argument("directory", type=Path, metavar="RESULT_DIR")
+    rerun.add_argument(
+        "--anyway", action="store_true", help="with what there is where it can't be the same; the result says so"
     )
     check = command("check", "judge saved evidence again, without a guest", runs.check)
     check.add_argument("directories", nargs="+", type=Path, metavar="RESULT_DIR")
@@ -137,6 +160,9 @@ def _add_selection(sub: argparse.ArgumentParser) -> None:
     _add_guest(sub)
     sub.add_argument("--kernel", metavar="NAME|BZIMAGE", help="default: the guest's own")
     sub.add_argument("--vmlinux", type=Path, metavar="FILE", help="the kernel's vmlinux, for names in reports")
+    sub.add_argument(
+        "--kernel-tree", type=Path, metavar="DIR", help="bzImage and vmlinux of a build: source tree or O= directory"
+    )
     sub.add_argument("--crash-kernel", metavar="NAME|BZIMAGE", help="default: the same as the kernel")
 
 
@@ -216,7 +242,26 @@ def _seconds(text: str) -> float:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code; argparse itself exits with 2 for what it refuses."""
-    args = parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    if not _bisects(words):
+        return _main(words)
+    # Python's own 1 for what nobody foresaw, and argparse's 2, would both call a commit bad.
+    try:
+        return bisect_code(_main(words))
+    except SystemExit as refused:
+        raise SystemExit(bisect_code(2) if refused.code else 0) from refused
+    except Exception:
+        traceback.print_exc()
+        return bisect_code(2)
+
+
+def _bisects(words: Sequence[str]) -> bool:
+    """Whether --bisect was given, abbreviated perhaps: to be known before argparse refuses something else."""
+    return any(word.startswith("--b") and "--bisect".startswith(word) for word in words)
+
+
+def _main(words: Sequence[str]) -> int:
+    args = parser().parse_args(words)
     if isinstance(sys.stdout, io.TextIOWrapper):  # not so where somebody captures it
         sys.stdout.reconfigure(errors="backslashreplace")  # signs like a tick, in a locale that has none
     try:
@@ -225,13 +270,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Cancelled as error:
         return _cancelled(error.message)
     except RigError as error:
-        return _refuse(error, args.json)
+        code = _refuse(error, args.json)
+        # This commit's kernel can't be judged; the next one's may be fit.
+        return 3 if isinstance(error, UnsuitableKernel) and _bisects(words) else code
     except KeyboardInterrupt:
         return _cancelled("cancelled")
     except BrokenPipeError:
         # Whoever read the output has gone (`rig list | head`); what is still buffered must not fail at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return 2 if _bisects(words) else 1
     return code
 
 

@@ -131,6 +131,7 @@ class _Run(Run):
                     self.learn(
                         kernel=artefacts.kernel,
                         crash_kernel=artefacts.crash_kernel,
+                        manifest=artefacts.manifest,
                         environment={**self.facts.environment, **artefacts.environment},
                     )
                 self._drive(artefacts, stack)

@@ -7,7 +7,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rig import loads
-from rig.model import Checkpoint, DumpTo, Failure, KernelIdentity, LoadKind, PagingMode, Phase, Range, RunPlan
+from rig.model import (
+    Checkpoint,
+    DumpTo,
+    Failure,
+    Ingredients,
+    KernelIdentity,
+    LoadKind,
+    PackageId,
+    PagingMode,
+    Phase,
+    Range,
+    RunPlan,
+)
 
 
 @dataclass(frozen=True)
@@ -123,6 +135,20 @@ class PlainPanic:
     started: str = ""
 
 
+@dataclass(frozen=True)
+class Manifest:
+    """Ingredients as evidence keeps them. Their paths begin with `cache/` or `rig/`, or are absolute.
+
+    sha256: of each file, by such a path. packages: those that come from one. initramfs: SHA-256 of the first kernel's
+    with no keys in it, which are all that differs from run to run.
+    """
+
+    ingredients: Ingredients
+    sha256: Mapping[str, str]
+    packages: Mapping[str, PackageId]
+    initramfs: str
+
+
 UNKNOWN = KernelIdentity(name="", release="", sha256="")  # until the artefacts are there
 
 
@@ -135,6 +161,7 @@ class Facts:
     started: str = ""  # UTC, ISO 8601 to the second
     kernel: KernelIdentity = UNKNOWN
     crash_kernel: KernelIdentity = UNKNOWN
+    manifest: Manifest | None = None  # until the artefacts are there
     environment: Mapping[str, Any] = field(default_factory=dict)
     ram: tuple[tuple[int, int, int], ...] = ()  # (physical start, size, offset in the RAM file)
     iomem: tuple[Range, ...] = ()  # /proc/iomem when armed

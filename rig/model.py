@@ -212,6 +212,7 @@ class Options:
     refused_is_error: bool = False  # a wrong request of one run among many: could not judge, instead of ending them all
     seed: int | None = None  # of what a sabotage chooses at random; None: choose one and record it
     remarks: Mapping[str, Any] = field(default_factory=dict)  # more of what the result's `environment` says
+    repeat: Repeat | None = None  # of one run: made of these, not of what the catalogue and the packages say today
 
 
 @dataclass(frozen=True)
@@ -257,6 +258,20 @@ class KernelFiles:
     suite: str = ""  # of its packages, as in Kernel
     relocatable: bool = True  # runs where it is loaded; one that isn't can't be its own crash kernel
     dom0_modules: tuple[Path, ...] = ()
+    package: PackageId | None = None  # that it came in; its modules may have come in others
+
+
+@dataclass(frozen=True)
+class PackageId:
+    """A distribution package. sha256: of the .deb, empty when that is not in the cache any more."""
+
+    name: str
+    version: str
+    arch: str  # as the package says it; may be `all`
+    sha256: str
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.version} ({self.arch})"
 
 
 @dataclass(frozen=True)
@@ -268,6 +283,58 @@ class HypervisorFiles:
     image: Path  # unpacked
     sha256: str  # of the image
     symbols: Path
+
+
+@dataclass(frozen=True)
+class Userland:
+    """Files of a guest. files: guest path -> host file, all to be installed 0755.
+
+    loads: guest path -> the guest paths that it loads itself (interpreter, libraries).
+    """
+
+    arch: Arch
+    files: Mapping[str, Path]
+    loads: Mapping[str, tuple[str, ...]]
+
+    def only(self, *programs: str) -> Userland:
+        """The part that these programs (guest paths) need. KeyError on a path that isn't in it."""
+        todo, kept = list(programs), set[str]()
+        while todo:
+            path = todo.pop()
+            if path not in kept:
+                kept.add(path)
+                todo.extend(self.loads[path])
+        return Userland(
+            arch=self.arch,
+            files={path: file for path, file in self.files.items() if path in kept},
+            loads={path: needs for path, needs in self.loads.items() if path in kept},
+        )
+
+
+@dataclass(frozen=True)
+class Ingredients:
+    """The files that a run is made of: all that its guest executes and, with `vmlinux` and hypervisor symbols, what
+    its judgement takes names from. init: of guests/, the rig's own.
+    """
+
+    kernel: KernelFiles
+    crash_kernel: KernelFiles
+    userlands: tuple[Userland, Userland]  # for the first and for the crash kernel
+    init: Path
+    control: Path | None = None  # the sabotage's module
+    trigger: Path | None = None  # the trigger's module
+    hypervisor: HypervisorFiles | None = None
+    second_hypervisor: HypervisorFiles | None = None  # the one that kexec starts
+    firmware: Path | None = None
+    crash_kernel_note: str = ""  # why the crash kernel is not the planned one
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """A run done again. told: what its result says of that, as `rerun` in the environment; JSON-able."""
+
+    ingredients: Ingredients
+    told: Mapping[str, Any]
 
 
 @dataclass(frozen=True)

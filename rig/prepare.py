@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import IO, Any
 
 import rig
-from rig import catalog, loads
+from rig import catalog, ingredients, loads
 from rig.errors import RequestError
+from rig.facts import Manifest
 from rig.guest import disk, hypervisor, initramfs, legacy, makedumpfile
 from rig.guest.cache import Cache
 from rig.guest.keys import RunKeys
 from rig.guest.packages import PackageCache
-from rig.guest.userland import Userland
 from rig.kernel import ages
 from rig.kernel.build import obtain
 from rig.kernel.modules import build_module
@@ -29,6 +29,7 @@ from rig.model import (
     Firmware,
     Guest,
     HypervisorFiles,
+    Ingredients,
     Kernel,
     KernelFiles,
     KernelIdentity,
@@ -36,6 +37,7 @@ from rig.model import (
     Options,
     RunPlan,
     Scenario,
+    Userland,
 )
 from rig.triggers import MODULE, TRIGGERS
 from rig.vm import accel
@@ -63,6 +65,7 @@ class Artefacts:
 
     kernel: KernelIdentity
     crash_kernel: KernelIdentity
+    manifest: Manifest
     environment: Mapping[str, Any]
     machine: MachineSpec
     crash_cmdline: str
@@ -98,6 +101,11 @@ def hypervisor_cmdline(guest: Guest, scenario: Scenario) -> str:
     return " ".join(filter(None, (HYPERVISOR_CMDLINE, reserved, guest.hypervisor_cmdline)))
 
 
+def _second_hypervisor_cmdline(plan: RunPlan) -> str:
+    into = plan.into
+    return hypervisor_cmdline(into, plan.scenario) if into and into.hypervisor else ""
+
+
 def _reserving(crashkernel: str) -> str:
     """The parameter that reserves memory; empty for none."""
     return f"crashkernel={crashkernel}" if crashkernel != NOTHING else ""
@@ -112,77 +120,108 @@ def prepare(
     listener: Callable[[str], None],
     cancel: threading.Event,
 ) -> Iterator[Artefacts]:
-    """Fetch, build, put together. The initramfs lives in memory as long as the context: nothing to clean up on disk.
+    """Fetch, build (of a run done again, only take), put together.
+
+    The initramfs lives in memory as long as the context: nothing to clean up on disk.
 
     :raise RequestError: what was asked for can't be booted, loaded or built
     """
     cache = PackageCache(progress=lambda text: listener(f"note: {text}"))
-    guest = plan.guest
-    kernel = obtain(plan.kernel, guest, cache, cancel)
-    chosen_crash, stand_in = _crash_kernel(plan, kernel)
-    if stand_in:
-        listener(f"note: {stand_in}")
-    same = chosen_crash == plan.kernel and plan.into is None
-    crash = kernel if same else obtain(chosen_crash, plan.into or guest, cache, cancel)
-    _require_loadable(plan, crash)
-    below = hypervisor.obtain(guest.hypervisor, cache) if guest.hypervisor else None
-    above = plan.into.hypervisor if plan.into else ""
-    started = hypervisor.obtain(above, cache) if above else None
-    sources = catalog.control(plan.scenario)
-    control = build_module(sources, kernel, cache) if sources else None
-    wanted = TRIGGERS[plan.scenario.trigger].module
-    trigger = build_module(catalog.roots()[0] / "kernels" / "triggers" / MODULE, kernel, cache) if wanted else None
-    chosen = _accelerator(plan, options, cache.cache)
-    userlands = tuple(_userland(cache, files, plan.scenario.dump, cancel) for files in (kernel, crash))
-    blob = _initramfs(userlands, plan, (kernel, crash), keys, (control, trigger))
-    if started:
-        blob += initramfs.hypervisor(started.image)
-    first, second = cmdlines(guest, plan.scenario, kernel.release, plan.into)
-    underneath = hypervisor_cmdline(guest, plan.scenario) if below else ""
+    made_of = options.repeat.ingredients if options.repeat else gather(plan, cache, cancel)
+    if made_of.crash_kernel_note:
+        listener(f"note: {made_of.crash_kernel_note}")
+    chosen = accelerator(plan, options, cache.cache)
+    blob = initramfs_of(plan, made_of, initramfs.run_segment(keys.authorized_keys, keys.dropbear_host_key))
+    first, second = cmdlines(plan.guest, plan.scenario, made_of.kernel.release, plan.into)
+    below = made_of.hypervisor
     with contextlib.ExitStack() as stack:
         initrd = stack.enter_context(os.fdopen(os.memfd_create("rig-initrd"), "wb"))
         initrd.write(blob)
         initrd.flush()
         drive = None
         if plan.scenario.dump_to is DumpTo.DISK:
-            drive = stack.enter_context(disk.create(run_dir, guest.memory << 20))
+            drive = stack.enter_context(disk.create(run_dir, plan.guest.memory << 20))
         yield Artefacts(
-            kernel=_identity(plan.kernel, kernel),
-            crash_kernel=_identity(chosen_crash, crash),
+            kernel=_identity(made_of.kernel),
+            crash_kernel=_identity(made_of.crash_kernel),
+            manifest=ingredients.record(made_of, cache.cache.root, keyless(plan, made_of)),
             environment={
                 "rig": rig.__version__,
                 "qemu": qemu_version(),
                 "accel": chosen.name,
                 "accel_reason": chosen.reason,
+                "deadline": options.deadline,
                 "cmdline": first,
-                "userland": "built with musl" if legacy.is_legacy(kernel) else "packages",
-                **({"crash_kernel_note": stand_in} if stand_in else {}),
-                **_told(below, underneath),
+                "crash_cmdline": second,
+                "userland": "built with musl" if legacy.is_legacy(made_of.kernel) else "packages",
+                **({"crash_kernel_note": made_of.crash_kernel_note} if made_of.crash_kernel_note else {}),
+                **(_told(below, hypervisor_cmdline(plan.guest, plan.scenario)) if below else {}),
                 "initramfs": {"bytes": len(blob), "sha256": hashlib.sha256(blob).hexdigest()},
+                **({"rerun": options.repeat.told} if options.repeat else {}),
             },
-            machine=MachineSpec(
-                memory=guest.memory,
-                cpus=guest.cpus,
-                machine=guest.machine,
-                cpu=guest.cpu,
-                accel=chosen.name,
-                kernel=kernel.bzimage,
-                initrd=_open_file(initrd),
-                cmdline=first,
-                run_dir=run_dir,
-                hypervisor=below.image if below else None,
-                hypervisor_cmdline=underneath,
-                firmware=cache.firmware() if guest.firmware is Firmware.UEFI else None,
-                disk=_open_file(drive) if drive else None,
+            machine=machine(
+                plan, made_of, chosen.name, run_dir, _open_file(initrd), _open_file(drive) if drive else None
             ),
             crash_cmdline=second,
-            second_hypervisor_cmdline=hypervisor_cmdline(plan.into, plan.scenario) if plan.into and started else "",
-            control=control is not None,
-            vmlinux=kernel.vmlinux,
+            second_hypervisor_cmdline=_second_hypervisor_cmdline(plan),
+            control=made_of.control is not None,
+            vmlinux=made_of.kernel.vmlinux,
             cache=cache.cache,
             disk=drive,
             hypervisor=below,
         )
+
+
+def gather(plan: RunPlan, cache: PackageCache, cancel: threading.Event) -> Ingredients:
+    """Fetch and build what the plan names, as far as the cache hasn't got it.
+
+    :raise RequestError: what was asked for can't be booted, loaded or built
+    """
+    guest = plan.guest
+    kernel = obtain(plan.kernel, guest, cache, cancel)
+    chosen_crash, stand_in = _crash_kernel(plan, kernel)
+    same = chosen_crash == plan.kernel and plan.into is None
+    crash = kernel if same else obtain(chosen_crash, plan.into or guest, cache, cancel)
+    _require_loadable(plan, crash)
+    sources = catalog.control(plan.scenario)
+    wanted = TRIGGERS[plan.scenario.trigger].module
+    own = catalog.roots()[0]
+    dump = plan.scenario.dump
+    above = plan.into.hypervisor if plan.into else ""
+    return Ingredients(
+        kernel=kernel,
+        crash_kernel=crash,
+        userlands=(_userland(cache, kernel, dump, cancel), _userland(cache, crash, dump, cancel)),
+        init=own / "guests" / "init" / "init",
+        control=build_module(sources, kernel, cache) if sources else None,
+        trigger=build_module(own / "kernels" / "triggers" / MODULE, kernel, cache) if wanted else None,
+        hypervisor=hypervisor.obtain(guest.hypervisor, cache) if guest.hypervisor else None,
+        second_hypervisor=hypervisor.obtain(above, cache) if above else None,
+        firmware=cache.firmware() if guest.firmware is Firmware.UEFI else None,
+        crash_kernel_note=stand_in,
+    )
+
+
+def machine(
+    plan: RunPlan, made_of: Ingredients, accel: str, run_dir: Path, initrd: Path, drive: Path | None
+) -> MachineSpec:
+    """The machine to start. accel: tcg or kvm. drive: for a dump that goes to disk."""
+    guest, below = plan.guest, made_of.hypervisor
+    return MachineSpec(
+        memory=guest.memory,
+        cpus=guest.cpus,
+        machine=guest.machine,
+        cpu=guest.cpu,
+        accel=accel,
+        kernel=made_of.kernel.bzimage,
+        initrd=initrd,
+        cmdline=cmdlines(guest, plan.scenario, made_of.kernel.release)[0],
+        run_dir=run_dir,
+        hypervisor=below.image if below else None,
+        hypervisor_cmdline=hypervisor_cmdline(guest, plan.scenario) if below else "",
+        firmware=made_of.firmware,
+        disk=drive,
+    )
 
 
 def _open_file(file: IO[bytes]) -> Path:
@@ -190,7 +229,8 @@ def _open_file(file: IO[bytes]) -> Path:
     return Path(f"/proc/{os.getpid()}/fd/{file.fileno()}")
 
 
-def _accelerator(plan: RunPlan, options: Options, cache: Cache) -> accel.Accel:
+def accelerator(plan: RunPlan, options: Options, cache: Cache) -> accel.Accel:
+    """What the machine runs under. MachineError when KVM is asked for and can't be had."""
     if loads.kind(plan.scenario.load) is not LoadKind.PLAIN:
         return accel.choose(options.accel, memo=cache.root / "kvm.json")
     if options.accel == "kvm":
@@ -223,10 +263,8 @@ def _require_loadable(plan: RunPlan, crash: KernelFiles) -> None:
         )
 
 
-def _told(below: HypervisorFiles | None, cmdline: str) -> dict[str, Any]:
-    """What the environment says of the hypervisor; nothing without one."""
-    if below is None:
-        return {}
+def _told(below: HypervisorFiles, cmdline: str) -> dict[str, Any]:
+    """What the environment says of the hypervisor."""
     told = {"package": below.package, "version": below.version, "sha256": below.sha256}
     return {"hypervisor": {**told, "cmdline": cmdline}}
 
@@ -238,19 +276,19 @@ def _userland(cache: PackageCache, kernel: KernelFiles, dump: Dump, cancel: thre
     return cache.userland(kernel.arch, dump)
 
 
-def _initramfs(
-    userlands: tuple[Userland, ...],
-    plan: RunPlan,
-    kernels: tuple[KernelFiles, KernelFiles],
-    keys: RunKeys,
-    added: tuple[Path | None, Path | None],
-) -> bytes:
+def keyless(plan: RunPlan, made_of: Ingredients) -> str:
+    """SHA-256 of the first kernel's initramfs with no keys in it: the same for the same run."""
+    return hashlib.sha256(initramfs_of(plan, made_of, initramfs.run_segment("", b""))).hexdigest()
+
+
+def initramfs_of(plan: RunPlan, made_of: Ingredients, keys: bytes) -> bytes:
     """The first kernel's initramfs, which holds the crash kernel's. Each gets only the programs it runs.
 
-    With hops it holds that kernel itself once more, with such an initramfs for it.
+    With hops it holds that kernel itself once more, with such an initramfs for it. keys: the segment with this run's.
     """
-    (kernel, crash), (first, second) = kernels, userlands
-    init = (catalog.roots()[0] / "guests" / "init" / "init").read_bytes()
+    kernel, crash = made_of.kernel, made_of.crash_kernel
+    first, second = made_of.userlands
+    init = made_of.init.read_bytes()
     filters = (makedumpfile.PROGRAM,) if plan.scenario.dump is Dump.MAKEDUMPFILE else ()
     plain = loads.kind(plan.scenario.load) is LoadKind.PLAIN
     served = () if plain else tuple(path for path in ("/usr/sbin/dropbear", *filters) if path in second.files)
@@ -260,13 +298,16 @@ def _initramfs(
         initramfs.base(first.only("/bin/busybox", "/sbin/kexec"), kernel.dom0_modules, init),
         crash.bzimage,
         initramfs.base(second.only("/bin/busybox", *served), crash.dom0_modules if plain else modules, init),
-        initramfs.run_segment(keys.authorized_keys, keys.dropbear_host_key),
-        *added,
+        keys,
+        made_of.control,
+        made_of.trigger,
     )
+    if made_of.second_hypervisor:
+        blob += initramfs.hypervisor(made_of.second_hypervisor.image)
     for _ in range(plan.scenario.hops):
         blob += initramfs.hop(kernel.bzimage, blob)
     return blob
 
 
-def _identity(kernel: Kernel, files: KernelFiles) -> KernelIdentity:
-    return KernelIdentity(kernel.name, files.release, files.sha256)
+def _identity(files: KernelFiles) -> KernelIdentity:
+    return KernelIdentity(files.name, files.release, files.sha256)

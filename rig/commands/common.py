@@ -47,10 +47,29 @@ def plans_of(args: argparse.Namespace, scenarios: Sequence[str] | None = None) -
 
     catalogue = catalogue_of(args)
     names = list(catalogue.scenarios) if scenarios is None else scenarios
-    plans = plan(catalogue, names, args.guest, args.kernel, args.crash_kernel, args.vmlinux)
+    kernel, vmlinux = args.kernel, args.vmlinux
+    if args.kernel_tree is not None:
+        if kernel is not None or vmlinux is not None:
+            raise RequestError("--kernel-tree stands for --kernel and --vmlinux", hint="leave those out")
+        kernel, vmlinux = _of_tree(args.kernel_tree, catalogue, args.guest, names)
+    plans = plan(catalogue, names, args.guest, kernel, args.crash_kernel, vmlinux)
     if scenarios is not None:
         return plans
     return [p for p in plans if p.guest.name in p.scenario.guests or not p.scenario.kernel]
+
+
+def _of_tree(
+    directory: Path, catalogue: Catalogue, guests: Sequence[str], scenarios: Sequence[str]
+) -> tuple[str, Path]:
+    """bzImage and vmlinux of a build tree, for guests that it is for."""
+    from rig.catalog import find
+    from rig.kernel.tree import read_tree, require_fit
+
+    tree = read_tree(directory)
+    names = guests or [name for one in scenarios for name in find(catalogue.scenarios, one, "scenario").guests]
+    selected = [find(catalogue.guests, name, "guest") for name in names]
+    require_fit(tree, selected, catalogue.guests.values())
+    return str(tree.bzimage.absolute()), tree.vmlinux
 
 
 def catalogue_of(args: argparse.Namespace) -> Catalogue:
@@ -172,6 +191,16 @@ def cancel_on_signal(what: str = "ending the guests") -> Iterator[threading.Even
 
 
 # ---------------------------------------------------------------- exit codes
+
+# What `git bisect run` makes of a status: 0 good, 1 to 127 bad but for 125, which skips the commit; anything above ends
+# the bisection (git-bisect(1)). So a wrong request must be above 127: it says nothing about any commit.
+BISECT = {0: 0, 1: 1, 3: 125}
+BISECT_ABORT = 128
+
+
+def bisect_code(code: int) -> int:
+    """The contract's exit code as `git bisect run` understands it."""
+    return code if code > BISECT_ABORT else BISECT.get(code, BISECT_ABORT)
 
 
 def exit_code(results: Iterable[RunResult]) -> int:

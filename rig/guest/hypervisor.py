@@ -9,11 +9,10 @@ import zlib
 from pathlib import Path
 
 from elftools.common.exceptions import ELFError
-from elftools.elf.elffile import ELFFile
-from elftools.elf.sections import NoteSection
 
 from rig.errors import PackageError
 from rig.guest.packages import PackageCache
+from rig.kernel.build_id import build_id
 from rig.model import Arch, HypervisorFiles
 
 _IMAGES = "boot/xen-*.gz"
@@ -32,7 +31,7 @@ def obtain(package: str, cache: PackageCache) -> HypervisorFiles:
     # QEMU's multiboot loader takes no compressed image
     image = cache.cache.once(f"hypervisors/{main.sha256[:16]}", functools.partial(_unpack, packed))
     blob = image.read_bytes()
-    if build_id(symbols) not in blob:
+    if _build_id(symbols) not in blob:
         raise PackageError(
             f"{package} {main.version} and the symbols of {debug.name} {debug.version} are of different builds",
             hint="the package sources are inconsistent: try `rig fetch` again later",
@@ -40,18 +39,14 @@ def obtain(package: str, cache: PackageCache) -> HypervisorFiles:
     return HypervisorFiles(package, main.version, image, hashlib.sha256(blob).hexdigest(), symbols)
 
 
-def build_id(path: Path) -> bytes:
-    """The build ID of an ELF file: its NT_GNU_BUILD_ID note. PackageError when it has none."""
+def _build_id(path: Path) -> bytes:
     try:
-        with path.open("rb") as stream:
-            for section in ELFFile(stream).iter_sections():
-                if isinstance(section, NoteSection):
-                    for note in section.iter_notes():
-                        if note["n_type"] == "NT_GNU_BUILD_ID":
-                            return bytes.fromhex(note["n_desc"])
+        found = build_id(path)
     except ELFError as error:
         raise PackageError(f"{path} is not an ELF file: {error}") from error
-    raise PackageError(f"{path} has no build ID: whether it fits the hypervisor's image can't be told")
+    if found is None:
+        raise PackageError(f"{path} has no build ID: whether it fits the hypervisor's image can't be told")
+    return found
 
 
 def _only(tree: Path, pattern: str, package: str) -> Path:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from rig.guest.userland import Userland
+from rig.model import Userland
 
 HYPERVISOR = "/rig/xen"  # the one that dom0 is to start
 _ALIGNMENT = 512  # bytes; any multiple of 4 does for the next segment

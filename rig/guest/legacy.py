@@ -23,11 +23,10 @@ import msgspec
 from rig.errors import MachineError, PackageError
 from rig.guest.packages import Package, PackageCache
 from rig.guest.repository import digest
-from rig.guest.userland import Userland
 from rig.kernel import ages, make
 from rig.kernel.build import Ticker
 from rig.kernel.payload import decompress
-from rig.model import Arch, KernelFiles
+from rig.model import Arch, KernelFiles, Userland
 
 SOURCES = ("busybox", "kexec-tools")
 PROGRAMS: Mapping[str, str] = {"/bin/busybox": "busybox", "/sbin/kexec": "kexec"}  # in the guest -> built

@@ -25,10 +25,11 @@ from rig.errors import PackageError, UnsuitableKernel
 from rig.guest import debs, makedumpfile
 from rig.guest.apt import Candidate, Progress, host_arch, source_lines
 from rig.guest.cache import Cache, default_root
+from rig.guest.provenance import package_named, tree_of
 from rig.guest.repository import Found, Repository, digest
-from rig.guest.userland import Userland, closure, inside
+from rig.guest.userland import closure, inside
 from rig.kernel.image import WISHED, inspect, missing_options, wished_options
-from rig.model import Arch, Dump, Guest, Kernel, KernelFiles
+from rig.model import Arch, Dump, Guest, Kernel, KernelFiles, PackageId, Userland
 
 # Program in the guest -> package. Libraries are found from there.
 PROGRAMS: Mapping[str, str] = {
@@ -155,6 +156,21 @@ class PackageCache:
         deb, tree = self.cache.root / record.deb, self.cache.root / record.tree
         return Package(name, record.version, arch, record.sha256, deb, tree)
 
+    def restore(self, package: PackageId) -> None:
+        """Unpack that very package where it was, from its .deb in the cache or from the package sources.
+
+        :raise PackageError: these have other versions of it only
+        """
+        with self.cache.locked():
+            deb = next(self.cache.root.glob(f"debs/{package.sha256}/*.deb"), None)
+            if deb is None:
+                arch = host_arch() if package.arch == "all" else Arch(package.arch)
+                [(candidate, deb)] = self._repository().obtain(arch, [package.name], package.version)
+                if candidate.sha256 != package.sha256:
+                    raise PackageError(f"{package} is offered no more, {candidate.version} is")
+            found = deb
+            self.cache.once(tree_of(package.name, package.sha256), lambda path: debs.unpack(found, path))
+
     def firmware(self) -> Path:
         """OVMF, UEFI for a 64-bit machine: one image for QEMU's -bios."""
         path = self.package(FIRMWARE, host_arch()).tree / "usr/share/ovmf/OVMF.fd"
@@ -203,6 +219,7 @@ class PackageCache:
             vmlinux=kernel.vmlinux,
             suite=kernel.suite,
             dom0_modules=tuple(self.cache.root / module for module in record.dom0_modules),
+            package=package_named(self.cache.root, record.package, record.version, guest.arch),
         )
 
     def userland(self, arch: Arch, dump: Dump = Dump.HEADERS) -> Userland:
@@ -256,8 +273,7 @@ class PackageCache:
     # ---- below: only while the cache is locked
 
     def _tree(self, candidate: Candidate, deb: Path) -> Path:
-        name = f"trees/{candidate.name}-{candidate.sha256[:16]}"
-        return self.cache.once(name, lambda path: debs.unpack(deb, path))
+        return self.cache.once(tree_of(candidate.name, candidate.sha256), lambda path: debs.unpack(deb, path))
 
     def _packaged_kernel(
         self, repository: Repository, arch: Arch, pattern: str, dom0: tuple[str, ...]

@@ -13,33 +13,7 @@ from elftools.elf.elffile import ELFFile
 from elftools.elf.segments import InterpSegment
 
 from rig.errors import PackageError
-from rig.model import Arch
-
-
-@dataclass(frozen=True)
-class Userland:
-    """Files of a guest. files: guest path -> host file, all to be installed 0755.
-
-    loads: guest path -> the guest paths that it loads itself (interpreter, libraries).
-    """
-
-    arch: Arch
-    files: Mapping[str, Path]
-    loads: Mapping[str, tuple[str, ...]]
-
-    def only(self, *programs: str) -> Userland:
-        """The part that these programs (guest paths) need. KeyError on a path that isn't in it."""
-        todo, kept = list(programs), set[str]()
-        while todo:
-            path = todo.pop()
-            if path not in kept:
-                kept.add(path)
-                todo.extend(self.loads[path])
-        return Userland(
-            arch=self.arch,
-            files={path: file for path, file in self.files.items() if path in kept},
-            loads={path: needs for path, needs in self.loads.items() if path in kept},
-        )
+from rig.model import Arch, Userland
 
 
 @dataclass(frozen=True)

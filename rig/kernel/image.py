@@ -100,12 +100,20 @@ def inspect(path: Path, *, read_config: bool = True) -> BzImage:
         raise UnsuitableKernel(f"{path} {error.message}", hint=error.hint) from error
 
 
+def uncompressed(path: Path) -> bytes | None:
+    """The kernel in a bzImage that inspect() accepts, unpacked; None when that can't be done."""
+    data = path.read_bytes()
+    (protocol,) = struct.unpack_from("<H", data, 0x206)
+    unpacked = _unpacked(data, _setup_size(data), protocol)
+    return unpacked if isinstance(unpacked, bytes) else None
+
+
 def parse(data: bytes, *, read_config: bool = True) -> BzImage:
     """As inspect, over the file's bytes. Messages read on from the file's name."""
     if mistaken := _what_else(data):
         raise UnsuitableKernel(mistaken, hint="a bzImage is wanted: arch/x86/boot/bzImage of the build tree")
     (protocol,) = struct.unpack_from("<H", data, 0x206)
-    setup = ((data[0x1F1] or 4) + 1) * _SECTOR
+    setup = _setup_size(data)
     (paragraphs,) = struct.unpack_from("<I" if protocol >= 0x204 else "<H", data, 0x1F4)
     if len(data) + _PARAGRAPH <= setup + paragraphs * _PARAGRAPH:
         raise UnsuitableKernel(
@@ -181,6 +189,11 @@ def _what_else(data: bytes) -> str:
     if not data[0x211] & _LOADED_HIGH:
         return "is not a bzImage: it is to be loaded low (a zImage)"
     return ""
+
+
+def _setup_size(data: bytes) -> int:
+    """Bytes of the real-mode part, boot sector included; setup_sects of 0 means 4."""
+    return ((data[0x1F1] or 4) + 1) * _SECTOR
 
 
 def _version_string(data: bytes, setup: int) -> str:

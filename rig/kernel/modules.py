@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 # nothing from libc, so -m32 works without gcc-multilib; libelf1 is for objtool.
 BUILD_PACKAGES = ("make", "gcc", "libelf1")
 
+# The debug information names no directory of this machine: from the same sources, headers and compiler the same module
+# comes, by its hash, wherever it is built.
+_FLAGS = "KCFLAGS=-ffile-prefix-map={work}=/module -ffile-prefix-map={headers}=/headers"
 _DEADLINE = 300.0  # seconds; a module takes two
 _COMPILER = re.compile(r"^CC\s*:?=.*\b(gcc-\d+)\s*$", re.MULTILINE)
 
@@ -27,7 +30,7 @@ _COMPILER = re.compile(r"^CC\s*:?=.*\b(gcc-\d+)\s*$", re.MULTILINE)
 def build_module(source_dir: Path, kernel: KernelFiles, cache: PackageCache) -> Path:
     """Build the one module of a directory (Kbuild, sources) for a packaged kernel; returns the .ko.
 
-    Kept in the cache by the hash of all files of the directory, the kernel's release and its headers.
+    Kept in the cache by the hash of all files of the directory, the kernel's release and its headers, and the flags.
 
     :raise MachineError: no compiler or make, or the build fails: the compiler's last lines
     :raise PackageError: the headers can't be had
@@ -64,7 +67,7 @@ def compiler(headers: Path) -> str:
 
 
 def _identity(source_dir: Path, headers: str) -> str:
-    digest = hashlib.sha256(headers.encode())
+    digest = hashlib.sha256(f"{headers}\0{_FLAGS}\0".encode())
     for path in sorted(path for path in source_dir.rglob("*") if path.is_file()):
         digest.update(f"{path.relative_to(source_dir)}\0{path.stat().st_size}\0".encode())
         digest.update(path.read_bytes())
@@ -80,11 +83,12 @@ def _make(headers: Path, work: Path, name: str) -> None:
             f"building the module {name} takes {' and '.join(lacking)}, not on this machine",
             hint=f"apt-get install {' '.join(dict.fromkeys((*BUILD_PACKAGES, wanted)))}",
         )
+    flags = _FLAGS.format(work=work, headers=headers.parent)
     # Flags and settings of the caller's own builds must not get into this one.
     environment = {key: value for key, value in os.environ.items() if key in ("PATH", "HOME", "TMPDIR")}
     try:
         done = subprocess.run(
-            ["make", "-C", headers, f"M={work}", *([] if used == wanted else [f"CC={used}"]), "modules"],
+            ["make", "-C", headers, f"M={work}", flags, *([] if used == wanted else [f"CC={used}"]), "modules"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -14,6 +14,7 @@ from rig.errors import PackageError
 from rig.guest import hypervisor
 from rig.guest.cache import Cache
 from rig.guest.packages import Package, PackageCache
+from rig.kernel.build_id import build_id
 from rig.model import Arch
 
 BUILD_ID = "0123456789abcdef0123456789abcdef01234567"
@@ -50,7 +51,7 @@ def test_the_image_is_unpacked_and_has_its_symbols(tmp_path: Path) -> None:
     found = obtain(Packages(tmp_path, b"code" + bytes.fromhex(BUILD_ID) + b"code"))
     assert found.image.read_bytes()[:4] == b"code"
     assert found.symbols.name == "xen-syms-4"
-    assert hypervisor.build_id(found.symbols).hex() == BUILD_ID
+    assert (build_id(found.symbols) or b"").hex() == BUILD_ID
 
 
 def test_symbols_of_another_build_are_refused(tmp_path: Path) -> None:

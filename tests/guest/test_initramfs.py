@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from rig.guest.initramfs import CharDevice, Entry, Symlink, base, cpio, first, hop, run_segment
-from rig.guest.userland import Userland
-from rig.model import Arch
+from rig.model import Arch, Userland
 
 Member = tuple[int, bytes, tuple[int, int]]  # mode, data, device
 

@@ -12,6 +12,7 @@ import pytest
 from rig.errors import MachineError, PackageError, UnsuitableKernel
 from rig.guest.makedumpfile import PROGRAM as MAKEDUMPFILE
 from rig.guest.packages import PackageCache
+from rig.guest.provenance import package_named
 from rig.model import Arch, Dump, Guest, Kernel, PagingMode
 from tests.guest.forge import Repository, elf, needs_apt
 from tests.kernel.forge import bzimage
@@ -102,6 +103,27 @@ def test_an_unknown_package_is_named(cache: PackageCache, repository: Repository
     repository.add("tool", "1.0", {})
     with pytest.raises(PackageError, match="no package nothing-like-it for amd64"):
         cache.package("nothing-like-it", Arch.AMD64)
+
+
+def test_the_very_same_package_comes_back_from_its_deb_or_from_its_version(
+    cache: PackageCache, repository: Repository
+) -> None:
+    repository.add("tool", "1.0", {"bin/tool": b"one"})
+    package = cache.package("tool", Arch.AMD64)
+    told = package_named(cache.cache.root, "tool", "1.0", "amd64")
+    assert told.sha256 == package.sha256
+    repository.add("tool", "1.1", {"bin/tool": b"two"})
+    for lost in (package.tree, package.deb.parent):  # the second time it has to be downloaded
+        shutil.rmtree(lost)
+        shutil.rmtree(package.tree, ignore_errors=True)
+        again(cache, repository).restore(told)
+        assert (package.tree / "bin/tool").read_bytes() == b"one"
+    shutil.rmtree(cache.cache.root / "debs")
+    shutil.rmtree(package.tree)
+    repository.stanzas.pop(0)
+    repository.add("other", "1.0", {})
+    with pytest.raises(PackageError, match=r"tool 1\.0 \(amd64\) is offered no more, 1\.1 is"):
+        again(cache, repository).restore(told)
 
 
 def test_a_source_that_fails_is_done_without(tmp_path: Path, repository: Repository, said: list[str]) -> None:
