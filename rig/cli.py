@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import rig
-from rig.commands import comparing, developer, exports, reports, runs, stock
+from rig.commands import comparing, developer, exports, interactive, reports, runs, stock
 from rig.commands.common import bisect_code, print_json
 from rig.errors import Cancelled, RigError, UnsuitableKernel
-from rig.model import Options
+from rig.model import Checkpoint, Options
 
 Act = Callable[[argparse.Namespace], int]
 Add = Callable[[argparse.ArgumentParser], None]
@@ -94,6 +94,12 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--keep-dump", action="store_true", help="keep the whole dump with the evidence, for crash or drgn"
     )
+    run.add_argument(
+        "--stop-at",
+        choices=[checkpoint.value for checkpoint in Checkpoint],
+        metavar="CHECKPOINT",
+        help="hold the guest there and say how to attach gdb: %(choices)s",
+    )
     run.add_argument("scenario", metavar="SCENARIO", help="a name from `rig list scenarios`")
     many = command(
         "matrix",
@@ -137,12 +143,18 @@ def parser() -> argparse.ArgumentParser:
     about = "compare two runs, or two directories of runs: before and after a change"
     command("compare", about, comparing.compare, comparing.add_options, epilog=comparing.EXIT_CODES)
     lists = command("list", "list what there is to choose from", stock.list_, _add_catalogue)
+    lists.add_argument("--names", action="store_true", help="nothing but the names, one a line")
     lists.add_argument("what", nargs="?", choices=stock.LISTS, metavar="WHAT", help=", ".join(stock.LISTS))
     command("fetch", "download what runs need, to run offline", stock.fetch, _add_selection, _add_catalogue)
     build = command("build", "build a kernel from source, for the guests' flavours", stock.build, _add_catalogue)
     build.add_argument("kernel", metavar="KERNEL", help="a name from `rig list kernels` whose file names a source")
     build.add_argument("--guest", action="append", default=[], metavar="NAME", help="repeatable; default: all guests")
     build.add_argument("--jobs", type=_count, default=0, metavar="N", help="of make; default: one for each CPU")
+    about = "boot a guest and be in it, or have it run a script from stdin"
+    shell = command("shell", about, interactive.shell, _add_kernels, _add_accel, _add_catalogue)
+    text = "with the new image loaded as SCENARIO does it (default: nothing is loaded)"
+    shell.add_argument("--arm", metavar="SCENARIO", help=text)
+    shell.add_argument("guest", metavar="GUEST", help="a name from `rig list guests`")
     about = "sabotage runs on purpose and see that it is noticed"
     selftest = command("selftest", about, runs.selftest, _add_guest, _add_manner, _add_catalogue)
     extent = selftest.add_mutually_exclusive_group()
@@ -152,12 +164,18 @@ def parser() -> argparse.ArgumentParser:
     about = "measure the rig against bare boots"
     bench = command("bench", about, runs.bench, _add_guest, _add_accel, _add_catalogue)
     bench.add_argument("what", nargs="?", default="run", choices=("run",), help="default: run")
+    completion = command("completion", "print a script by which a shell completes rig's words", _completion)
+    completion.add_argument("shell", choices=("bash", "zsh"), metavar="SHELL", help="bash or zsh")
     command("doctor", "say what this machine has and lacks", stock.doctor, _add_results, _add_catalogue)
     return top
 
 
 def _add_selection(sub: argparse.ArgumentParser) -> None:
     _add_guest(sub)
+    _add_kernels(sub)
+
+
+def _add_kernels(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--kernel", metavar="NAME|BZIMAGE", help="default: the guest's own")
     sub.add_argument("--vmlinux", type=Path, metavar="FILE", help="the kernel's vmlinux, for names in reports")
     sub.add_argument(
@@ -238,6 +256,18 @@ def _seconds(text: str) -> float:
 
 
 # ---------------------------------------------------------------- main
+
+
+def _completion(args: argparse.Namespace) -> int:
+    """Here, and not in rig/commands: it is the parser that is completed."""
+    from rig.completion import script
+
+    text = script(parser(), args.shell)
+    if args.json:
+        print_json({"shell": args.shell, "script": text})
+    else:
+        print(text)
+    return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:

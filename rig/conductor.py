@@ -27,6 +27,7 @@ from rig.errors import (
 from rig.evidence import LISTING, TRACEBACK, Evidence, EvidenceWriter, to_json
 from rig.facts import DumpInfo, Facts, Hypervisor, Kimage, PlainPanic
 from rig.guest import arming, disk, dom0
+from rig.hold import StopAt, hold
 from rig.judge import judge
 from rig.kernel import efi, exception, kimage, symbols
 from rig.live import Listener, Run, attached, held
@@ -60,14 +61,16 @@ BOOT_FAILURES = (PANIC, "No working init found")
 AFTER_TRIGGER = ("ready", "panic", "machine-kexec", "hand-over", "crash-boot", "second-boot")
 
 
-def run(plan: RunPlan, options: Options, listener: Listener, cancel: threading.Event) -> tuple[RunResult, Path]:
-    """Boot, arm, panic, capture, dump, judge. Returns the result and its evidence directory.
+def run(
+    plan: RunPlan, options: Options, listener: Listener, cancel: threading.Event, stop: StopAt | None = None
+) -> tuple[RunResult, Path]:
+    """Boot, arm, panic, capture, dump, judge. Returns the result and its evidence directory. stop: where to hold it.
 
     A run's own trouble ends in a result with verdict "error". Raises RequestError for what was asked wrongly, and
     Cancelled; then nothing is left behind, neither processes nor files.
     """
     with _writing(plan, options) as writer:
-        return _conclude(writer, _Run(plan, options, writer, listener, cancel).perform())
+        return _conclude(writer, _Run(plan, options, writer, listener, cancel, stop).perform())
 
 
 def record(plan: RunPlan, options: Options, failure: Failure, trace: str = "") -> tuple[RunResult, Path]:
@@ -125,7 +128,7 @@ class _Run(Run):
         try:
             with contextlib.ExitStack() as stack:
                 with self.in_phase("prepare", "the artefacts"):
-                    artefacts = stack.enter_context(
+                    artefacts = self.artefacts = stack.enter_context(
                         prepare(self.plan, self.options, self.keys, self.writer.path, self.listener, self.cancel)
                     )
                     self.learn(
@@ -163,7 +166,8 @@ class _Run(Run):
 
     def _drive(self, artefacts: Artefacts, stack: contextlib.ExitStack) -> None:
         with self.in_phase("boot", "the first kernel's shell") as deadline:
-            vm = stack.enter_context(Vm(artefacts.machine, cancel=self.cancel))
+            monitor = self.stop.monitor if self.stop is not None else None
+            vm = stack.enter_context(Vm(replace(artefacts.machine, monitor=monitor), cancel=self.cancel))
             self.learn(environment={**self.facts.environment, "argv": list(vm.argv)})
             vm.shell.wait_hello("first", deadline, BOOT_FAILURES)
         for number in range(self.plan.scenario.hops):
@@ -176,14 +180,17 @@ class _Run(Run):
         with self.in_phase("arm", "the new image to be loaded") as deadline:
             record = self._arm(vm, recorder, artefacts, deadline)
         try:
+            hold(self, vm, Checkpoint.ARMED)
             if self.load.kind is LoadKind.NONE:
                 self._plain_panic(vm)
             elif self.facts.plain:
                 plain.hand_over(self, vm, recorder)
                 plain.second_boot(self, vm, recorder)
+                hold(self, vm, Checkpoint.SECOND_KERNEL)
             else:
                 self._hand_over(vm, recorder, record)
                 self._crash_boot(vm, recorder)
+                hold(self, vm, Checkpoint.CRASH_KERNEL)
                 self._dump(vm, recorder, artefacts.disk)
         except GuestDied:
             self.guest_ended = self.ended_itself(vm)
@@ -276,11 +283,14 @@ class _Run(Run):
                 self.at_panic = vm.info_registers()
                 self.capture(vm, recorder, Checkpoint.PANIC)
                 self._learn_exception(gdb, cpu)
+            hold(self, vm, Checkpoint.PANIC)
             try:
                 with self.recorded(vm):
                     image = self._to_machine_kexec(vm, gdb, recorder, name, cpu)
+                hold(self, vm, Checkpoint.MACHINE_KEXEC)
                 with self.recorded(vm):
                     self._to_new_image(vm, gdb, recorder, image, record)
+                hold(self, vm, Checkpoint.HANDOVER)
             except GuestDied:
                 if self.facts.kimage is not None and self.ended_itself(vm):
                     self.post_mortem(vm, recorder)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Container, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import rig
 from rig import injection, saboteur, trace
@@ -31,6 +31,10 @@ from rig.vm.deadline import Deadline
 from rig.vm.gdbstub import GdbStub
 from rig.vm.qemu import Vm
 from rig.vm.shell import Hello
+
+if TYPE_CHECKING:
+    from rig.hold import StopAt
+    from rig.prepare import Artefacts
 
 Listener = Callable[[str], None]
 
@@ -64,14 +68,23 @@ def attached(vm: Vm) -> Iterator[GdbStub]:
 class Run:
     """The mutable state of one run: the facts gathered so far."""
 
+    artefacts: Artefacts  # once they are there
+
     def __init__(
-        self, plan: RunPlan, options: Options, writer: EvidenceWriter, listener: Listener, cancel: threading.Event
+        self,
+        plan: RunPlan,
+        options: Options,
+        writer: EvidenceWriter,
+        listener: Listener,
+        cancel: threading.Event,
+        stop: StopAt | None = None,
     ) -> None:
         self.plan = plan
         self.options = options
         self.writer = writer
         self.listener = listener
         self.cancel = cancel
+        self.stop = stop  # where the user wants to have the guest held
         self.keys = RunKeys.make()
         self.token = secrets.token_hex(TOKEN_BYTES)
         self.guest_ended = False  # the guest reset, triple-faulted or powered off

@@ -18,6 +18,7 @@ import xxhash
 from rig.errors import EvidenceError, GuestDied, GuestError
 from rig.evidence import Copied
 from rig.facts import Kimage
+from rig.hold import hold
 from rig.kernel import kimage, symbols
 from rig.kernel.pagelist import NOWHERE, PageList, wanted_hashes
 from rig.live import Run, attached, held
@@ -51,8 +52,10 @@ def hand_over(run: Run, vm: Vm, recorder: Recorder) -> None:
     """Pull the trigger, follow the kernel to the new image's first instruction."""
     with attached(vm) as gdb:
         image, pages = _to_machine_kexec(run, vm, gdb, recorder)
+        hold(run, vm, Checkpoint.MACHINE_KEXEC)
         try:
             _to_new_image(run, vm, gdb, recorder, image, pages)
+            hold(run, vm, Checkpoint.HANDOVER)
         except GuestDied:
             if run.ended_itself(vm):
                 run.post_mortem(vm, recorder)

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from rig.commands import interactive
 from rig.commands.common import (
     cancel_on_signal,
     carry_out,
@@ -35,6 +36,8 @@ def run(args: argparse.Namespace) -> int:
             f"the scenario {args.scenario} takes only the headers of the dump: there is no dump to keep",
             hint='--keep-dump is for scenarios with dump = "raw" or "makedumpfile", like dump-raw',
         )
+    if args.stop_at is not None:
+        return interactive.run_held(args, plans)
     return carry_out(plans, options, lambda done: print_verdicts(done, args.json))
 
 

@@ -33,6 +33,9 @@ def list_(args: argparse.Namespace) -> int:
     if args.json:
         print_json({part: [{"name": n, "description": d} for n, d in table.items()] for part, table in rows.items()})
         return 0
+    if args.names:
+        print("\n".join(name for table in rows.values() for name in table))
+        return 0
     width = max(len(name) for table in rows.values() for name in table)
     for part, table in rows.items():
         print(f"{part}:")

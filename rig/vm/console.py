@@ -13,7 +13,7 @@ import re
 import select
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pexpect
@@ -69,6 +69,7 @@ class Console:
         self._log = log.open("wb", buffering=0)
         self._history = b""
         self._lock = threading.Lock()
+        self._tap: Callable[[bytes], None] | None = None
         self._incoming: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         self._feed = _Feed(self._incoming, watch)
         sock.settimeout(_SEND_TIMEOUT)
@@ -108,6 +109,14 @@ class Console:
             raise GuestHung(f"the guest does not read {self.name}", console=self._watch.tail()) from error
         except OSError as error:
             raise self._gone() from error
+
+    def tap(self, hear: Callable[[bytes], None] | None) -> None:
+        """Have `hear` called with all that arrives from now on, besides whoever else reads it; None ends that.
+
+        It is called in the thread that drains the line: what it takes long for, the guest waits for.
+        """
+        with self._lock:
+            self._tap = hear
 
     def discard(self) -> None:
         """Forget what has arrived and not been read, so that expect() sees only what comes from now on.
@@ -173,6 +182,8 @@ class Console:
                 except OSError as error:  # and go on: a line that nobody reads would slow the guest
                     self._watch.fail(MachineError(f"{self._log.name} can't be written: {error.strerror}"))
                 self._history = (self._history + data)[-_HISTORY:]
+                if self._tap is not None:
+                    self._tap(data)
                 # last: whoever finds something in it may then ask for the tail, or read the log
                 self._incoming.put(data)
         return False

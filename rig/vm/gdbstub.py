@@ -6,9 +6,11 @@ gdbstub.c.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import select
 import socket
+from collections.abc import Iterator
 from dataclasses import dataclass
 from xml.etree import ElementTree
 
@@ -115,11 +117,27 @@ class GdbStub:
 
     def detach(self) -> None:
         """Remove all breakpoints and let the VM run on. attach() can be called again."""
-        self._expect_ok("D")
+        # Of process 1: a debugger that the connection was lent to may have told QEMU to number processes.
+        self._expect_ok("D;1")
         self._breakpoints.clear()
         self._watchpoints.clear()
         self._stop = None
         self._detached = True
+
+    @contextlib.contextmanager
+    def lent(self) -> Iterator[socket.socket]:
+        """Another debugger's words pass over this connection meanwhile. Needs attach(), and no breakpoints.
+
+        Afterwards the VM is held, wherever that debugger brought it, and none of its breakpoints is left. After an
+        error the VM is left as it is.
+        """
+        before = self._stop
+        yield self._sock
+        self.attach()
+        parse_stop(self._ask("?"))  # QEMU removes all breakpoints when it is asked that
+        self._expect_ok("Qqemu.PhyMemMode:0")
+        if before is not None:
+            self._select_cpu(before.cpu)
 
     def close(self) -> None:
         self._sock.close()

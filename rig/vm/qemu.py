@@ -54,7 +54,8 @@ class MachineSpec:
 
     run_dir: existing directory for console.log, control.log, qmp.jsonl, qemu.log and qemu.stderr. firmware: an image
     instead of QEMU's own BIOS. disk: a file that the guest has as a virtio disk. hypervisor: boots first, with
-    hypervisor_cmdline, and gets kernel (with cmdline) and initrd as its modules.
+    hypervisor_cmdline, and gets kernel (with cmdline) and initrd as its modules. monitor: where a second QMP monitor is
+    to listen, a Unix socket that QEMU makes.
     """
 
     memory: int
@@ -71,6 +72,7 @@ class MachineSpec:
     disk: Path | None = None
     hypervisor: Path | None = None
     hypervisor_cmdline: str = ""
+    monitor: Path | None = None
 
     @property
     def ram_size(self) -> int:
@@ -142,7 +144,7 @@ def argv(spec: MachineSpec, wiring: Wiring) -> list[str]:
     if spec.firmware:
         # One image with code and variables: what the firmware writes into its variables lasts as long as the machine.
         options.append(("-bios", str(spec.firmware)))
-    return [QEMU, *(word for option in (*options, *_disk(spec.disk)) for word in option)]
+    return [QEMU, *(word for option in (*options, *_disk(spec.disk), *_monitor(spec.monitor)) for word in option)]
 
 
 def _disk(path: Path | None) -> list[tuple[str, str]]:
@@ -153,6 +155,16 @@ def _disk(path: Path | None) -> list[tuple[str, str]]:
     return [
         ("-blockdev", f"driver=file,node-name={DISK},filename={path},locking=off,cache.no-flush=on"),
         ("-device", f"virtio-blk-pci,drive={DISK},werror=report,rerror=report"),
+    ]
+
+
+def _monitor(path: Path | None) -> list[tuple[str, str]]:
+    if path is None:
+        return []
+    where = str(path).replace(",", ",,")
+    return [
+        ("-chardev", f"socket,id=monitor,path={where},server=on,wait=off"),
+        ("-mon", "chardev=monitor,mode=control"),
     ]
 
 

@@ -18,7 +18,8 @@ from rig.model import PAGE_SIZE
 from rig.vm.console import Console
 from rig.vm.deadline import POLL, Deadline
 
-_HELLO = r"@rig hello ([^\r\n]*)\r?\n"
+HELLO_MARK = "hello "
+_HELLO = rf"@rig {HELLO_MARK}([^\r\n]*)\r?\n"
 _HELLO_KEYS = ("role", "release", "channel", "uptime", "net", "vmcore")
 
 
@@ -66,6 +67,11 @@ class Shell:
         self._control = control
         self._line = control
         self._numbers = itertools.count(1)
+
+    @property
+    def line(self) -> Console:
+        """The serial line that it is on."""
+        return self._line
 
     def wait_hello(self, role: str, deadline: Deadline, failures: Sequence[str] = ()) -> Hello:
         """Wait for the guest's user space. The line on which its hello arrives is the one used from then on.
