@@ -181,7 +181,7 @@ def _add_kernels(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--kernel-tree", type=Path, metavar="DIR", help="bzImage and vmlinux of a build: source tree or O= directory"
     )
-    sub.add_argument("--crash-kernel", metavar="NAME|BZIMAGE", help="default: the same as the kernel")
+    sub.add_argument("--crash-kernel", metavar="NAME|BZIMAGE|VMLINUX", help="default: the same as the kernel")
 
 
 def _add_guest(sub: argparse.ArgumentParser) -> None:

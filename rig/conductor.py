@@ -21,7 +21,6 @@ from rig.errors import (
     GuestError,
     MachineError,
     NotOffered,
-    ProtocolError,
     RequestError,
 )
 from rig.evidence import LISTING, TRACEBACK, Evidence, EvidenceWriter, to_json
@@ -29,7 +28,7 @@ from rig.facts import DumpInfo, Facts, Hypervisor, Kimage, PlainPanic
 from rig.guest import arming, disk, dom0
 from rig.hold import StopAt, hold
 from rig.judge import judge
-from rig.kernel import efi, exception, kimage, symbols
+from rig.kernel import ages, efi, exception, kimage, symbols
 from rig.live import Listener, Run, attached, held
 from rig.memory import levels
 from rig.memory.dump import Words, hashes_at
@@ -210,7 +209,7 @@ class _Run(Run):
         if artefacts.hypervisor is not None:
             self._arm_hypervisor(vm, recorder, artefacts.hypervisor, artefacts, deadline)
             return 0
-        known = arming.arm(vm.shell, self.load, artefacts.crash_cmdline, deadline)
+        known = arming.arm(vm.shell, self.load, artefacts.crash_cmdline, deadline, artefacts.crash_linked_at)
         if artefacts.vmlinux is not None:
             self.kallsyms = symbols.from_vmlinux(artefacts.vmlinux, known.symbols)
         else:
@@ -282,7 +281,7 @@ class _Run(Run):
                 self.keep.append(levels.root(cpu.paging, cpu.cr3))
                 self.at_panic = vm.info_registers()
                 self.capture(vm, recorder, Checkpoint.PANIC)
-                self._learn_exception(gdb, cpu)
+                self.learn_text(recorder)
             hold(self, vm, Checkpoint.PANIC)
             try:
                 with self.recorded(vm):
@@ -296,14 +295,11 @@ class _Run(Run):
                     self.post_mortem(vm, recorder)
                 raise
 
-    def _learn_exception(self, gdb: GdbStub, cpu: CpuState) -> None:
-        """The registers of the exception that led to `panic`, if one did."""
-        arch = self.plan.guest.arch
-        if at := exception.pointer(arch, self.facts.panic_symbol, cpu):
-            with contextlib.suppress(ProtocolError):  # nothing is mapped there: not a pointer
-                registers = exception.parse(arch, gdb.read_memory(at, exception.size(arch)))
-                if exception.plausible(registers, cpu):
-                    self.learn(exception=registers)
+    def _exception(self, recorder: Recorder, cpu: CpuState, image: Kimage) -> dict[str, int]:
+        """The registers of the exception that led to `panic`, if one did. cpu: at `panic`."""
+        assert self.facts.mode is not None
+        function, release = (self.facts.panic_symbol, image.place), self.facts.kernel.release
+        return exception.read(recorder.at_panic, self.facts.mode, cpu, self.plan.guest.arch, function, release)
 
     def _plain_panic(self, vm: Vm) -> None:
         """No crash kernel is loaded: the kernel says that it panics, and resets, for it was booted with panic=-1."""
@@ -318,17 +314,20 @@ class _Run(Run):
                 ending = vm.watch.ending
                 self.learn(plain_panic=PlainPanic(said, ending.reason if ending else "unknown"))
 
-    def _to_machine_kexec(self, vm: Vm, gdb: GdbStub, recorder: Recorder, name: str, cpu: CpuState) -> Kimage:
-        """From where `panic` was taken, the first instruction of `name`, on."""
-        with self.in_phase("machine-kexec", f"CPU {cpu.cpu} at {symbols.MACHINE_KEXEC}") as deadline:
+    def _to_machine_kexec(self, vm: Vm, gdb: GdbStub, recorder: Recorder, name: str, panicked: CpuState) -> Kimage:
+        """From where `panic` was taken, the first instruction of `name`, on. panicked: the CPU there."""
+        with self.in_phase("machine-kexec", f"CPU {panicked.cpu} at {symbols.MACHINE_KEXEC}") as deadline:
+            cpu = panicked
             if name != symbols.MACHINE_KEXEC:
                 cpu = self.stop_at(vm, gdb, self.facts.symbols[symbols.MACHINE_KEXEC], deadline)
             self.capture(vm, recorder, Checkpoint.MACHINE_KEXEC)
             assert self.facts.mode is not None
             assert self.facts.crash_region is not None
             arch, below = self.plan.guest.arch, self.facts.hypervisor is not None
-            image = kimage.read(recorder.live, self.facts.mode, cpu, arch, self.facts.crash_region, xen=below)
-            self.learn(kimage=image)
+            region, tables = self.facts.crash_region, ages.allocates_tables(self.facts.kernel.release)
+            image = kimage.read(recorder.live, self.facts.mode, cpu, arch, region, own_tables=tables, xen=below)
+            # which place a function's first argument has is known only now
+            self.learn(kimage=image, exception=self._exception(recorder, panicked, image))
             self.inject(vm, gdb, recorder, Checkpoint.MACHINE_KEXEC)
         return image
 

@@ -32,6 +32,7 @@ class Kimage:
     pages: tuple[int, ...] = ()  # physical: pages that the struct points to, its page tables among them
     segments: tuple[tuple[int, int], ...] = ()  # where the image goes: physical address, bytes; () when not found
     lists: tuple[int, ...] = ()  # physical: pages of the list of what is copied where, in a plain kexec
+    place: str = ""  # where machine_kexec had the struct's address: RDI, EAX or "the stack"
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,9 @@ from rig.guest.dom0 import CAPABILITIES, DOM0
 from rig.guest.keys import RunKeys
 from rig.kernel import kimage, symbols
 from rig.loads import LOADS
-from rig.memory import levels
+from rig.memory import levels, paging
+from rig.memory.paging import NotMapped
+from rig.memory.physical import OutsideMemory
 from rig.model import Checkpoint, CpuState, Options, Phase, Range, RunPlan
 from rig.recorder import Recorder
 from rig.survey import survey
@@ -240,6 +242,20 @@ class Run:
         if self.options.keep_memory:
             self.listener(f"note: writing all of memory at {checkpoint}")
             self.writer.write_ram(checkpoint, vm.ram_fd, vm.spec.ram_size)
+
+    def learn_text(self, recorder: Recorder) -> None:
+        """Where the kernel's image begins, by the page tables, if its symbols have not told."""
+        assert self.facts.mode is not None
+        assert self.facts.cr3 is not None
+        if self.facts.text is not None:
+            return
+        address = self.facts.symbols[symbols.MACHINE_KEXEC]
+        with contextlib.suppress(NotMapped, OutsideMemory):
+            physical = paging.translate(recorder.at_panic, self.facts.mode, self.facts.cr3, address).physical
+            text = symbols.text_from(address, physical, self.facts.iomem)
+            if text is not None:
+                self.kallsyms[text] = symbols.TEXT
+                self.learn(text=text)
 
     def inject(
         self, vm: Vm, gdb: GdbStub, recorder: Recorder, when: Checkpoint, moved: frozenset[int] = frozenset()

@@ -258,6 +258,7 @@ class KernelFiles:
     suite: str = ""  # of its packages, as in Kernel
     relocatable: bool = True  # runs where it is loaded; one that isn't can't be its own crash kernel
     dom0_modules: tuple[Path, ...] = ()
+    linked_at: tuple[int, int] | None = None  # `bzimage` is an ELF vmlinux, which runs there: physical, [start, end)
     package: PackageId | None = None  # that it came in; its modules may have come in others
 
 

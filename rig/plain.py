@@ -19,7 +19,7 @@ from rig.errors import EvidenceError, GuestDied, GuestError
 from rig.evidence import Copied
 from rig.facts import Kimage
 from rig.hold import hold
-from rig.kernel import kimage, symbols
+from rig.kernel import ages, kimage, symbols
 from rig.kernel.pagelist import NOWHERE, PageList, wanted_hashes
 from rig.live import Run, attached, held
 from rig.memory import levels
@@ -71,8 +71,10 @@ def _to_machine_kexec(run: Run, vm: Vm, gdb: GdbStub, recorder: Recorder) -> tup
         run.keep.append(levels.root(cpu.paging, cpu.cr3))
         run.at_panic = vm.info_registers()
         run.capture(vm, recorder, Checkpoint.MACHINE_KEXEC)
+        run.learn_text(recorder)
+        where, tables = ram(run.facts.iomem), ages.allocates_tables(run.facts.kernel.release)
         arch, below = run.plan.guest.arch, run.facts.hypervisor is not None
-        image, pages = kimage.read_plain(recorder.live, cpu.paging, cpu, arch, ram(run.facts.iomem), xen=below)
+        image, pages = kimage.read_plain(recorder.live, cpu.paging, cpu, arch, where, own_tables=tables, xen=below)
         if not len(pages.destinations):
             raise EvidenceError("the image's list of pages is empty: nothing would be copied")
         run.learn(kimage=image)

@@ -19,7 +19,7 @@ from rig.guest import disk, hypervisor, initramfs, legacy, makedumpfile
 from rig.guest.cache import Cache
 from rig.guest.keys import RunKeys
 from rig.guest.packages import PackageCache
-from rig.kernel import ages
+from rig.kernel import ages, linked
 from rig.kernel.build import obtain
 from rig.kernel.modules import build_module
 from rig.model import (
@@ -71,6 +71,7 @@ class Artefacts:
     crash_cmdline: str
     second_hypervisor_cmdline: str  # of the one that kexec starts; empty when it starts none
     control: bool
+    crash_linked_at: tuple[int, int] | None  # where the crash kernel runs, if that is fixed: physical, [start, end)
     vmlinux: Path | None
     cache: Cache
     disk: IO[bytes] | None  # that the machine has for the dump
@@ -164,6 +165,7 @@ def prepare(
             ),
             crash_cmdline=second,
             second_hypervisor_cmdline=_second_hypervisor_cmdline(plan),
+            crash_linked_at=made_of.crash_kernel.linked_at,
             control=made_of.control is not None,
             vmlinux=made_of.kernel.vmlinux,
             cache=cache.cache,
@@ -181,7 +183,7 @@ def gather(plan: RunPlan, cache: PackageCache, cancel: threading.Event) -> Ingre
     kernel = obtain(plan.kernel, guest, cache, cancel)
     chosen_crash, stand_in = _crash_kernel(plan, kernel)
     same = chosen_crash == plan.kernel and plan.into is None
-    crash = kernel if same else obtain(chosen_crash, plan.into or guest, cache, cancel)
+    crash = kernel if same else _obtain_crash(chosen_crash, plan.into or guest, cache, cancel)
     _require_loadable(plan, crash)
     sources = catalog.control(plan.scenario)
     wanted = TRIGGERS[plan.scenario.trigger].module
@@ -239,27 +241,31 @@ def accelerator(plan: RunPlan, options: Options, cache: Cache) -> accel.Accel:
 
 
 def _crash_kernel(plan: RunPlan, kernel: KernelFiles) -> tuple[Kernel, str]:
-    """The crash kernel, and why it isn't the first one again; empty when it is as planned.
-
-    A kernel that isn't relocatable runs only where it was linked to, which is where the first one lies. One that is,
-    but old, may not read the memory map that kexec-tools hands over (kexec(8),
-    --pass-memmap-cmdline).
-    """
-    old = legacy.is_legacy(kernel)
+    """The crash kernel, and why it isn't the first one again; empty when it is as planned."""
+    itself = ages.crashes_into_itself(kernel.release, relocatable=kernel.relocatable)
     if loads.kind(plan.scenario.load) is not LoadKind.CRASH:
         return plan.crash_kernel, ""
-    if plan.crash_kernel != plan.kernel or (kernel.relocatable and not old):
+    if plan.crash_kernel != plan.kernel or itself:
         return plan.crash_kernel, ""
     stock = catalog.find(catalog.load().kernels, plan.guest.kernel, "kernel")
     why = "too old to be relied on as" if kernel.relocatable else "not relocatable, so it can't be"
     return stock, f"{kernel.release} is {why} its own crash kernel: {stock.name} is taken"
 
 
+def _obtain_crash(kernel: Kernel, guest: Guest, cache: PackageCache, cancel: threading.Event) -> KernelFiles:
+    """What is only to be entered by kexec may be a vmlinux."""
+    if kernel.image is not None and linked.is_elf(kernel.image):
+        return linked.obtain(kernel, kernel.image, guest)
+    return obtain(kernel, guest, cache, cancel)
+
+
 def _require_loadable(plan: RunPlan, crash: KernelFiles) -> None:
-    if loads.kind(plan.scenario.load) is LoadKind.CRASH and not crash.relocatable:
+    loadable = crash.relocatable or crash.linked_at is not None
+    if loads.kind(plan.scenario.load) is LoadKind.CRASH and not loadable:
         raise RequestError(
             f"{plan.crash_kernel.name} ({crash.release}) can't be a crash kernel: its bzImage is not relocatable",
-            hint="name another with --crash-kernel, or build it with CONFIG_RELOCATABLE=y",
+            hint="name another with --crash-kernel, build it with CONFIG_RELOCATABLE=y, or give the vmlinux of one that"
+            " is linked to a place (CONFIG_PHYSICAL_START) within crashkernel=",
         )
 
 

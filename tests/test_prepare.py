@@ -61,6 +61,9 @@ def test_one_that_was_named_as_crash_kernel_is_refused() -> None:
     with pytest.raises(RequestError, match=r"old \(2.6.18\) can't be a crash kernel.*not relocatable") as caught:
         _require_loadable(RunPlan(scenario(), GUEST, OLD, OLD), files(relocatable=False))
     assert "--crash-kernel" in caught.value.hint
+    _require_loadable(
+        RunPlan(scenario(), GUEST, OLD, OLD), replace(files(relocatable=False), linked_at=(0x1000000, 0x1200000))
+    )
 
 
 def test_a_crash_kernel_has_memory_reserved_and_one_cpu() -> None:

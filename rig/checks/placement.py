@@ -171,7 +171,7 @@ def control_pages_placed(evidence: Evidence) -> CheckResult:
 def _tables_are_static(facts: Facts) -> bool:
     """Whether the kernel has its transition tables in .bss, which no device writes to: but old ones don't tell where
     that is."""
-    return ages.older(facts.kernel.release, ages.TABLES_ALLOCATED)
+    return not ages.allocates_tables(facts.kernel.release)
 
 
 def _stray_twins(evidence: Evidence) -> list[StrayTwin]:

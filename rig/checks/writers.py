@@ -14,12 +14,13 @@ from rig.disassembly import disassemble, width
 from rig.errors import EvidenceError
 from rig.evidence import Evidence
 from rig.handover import KeptMemory, Tables, Touch, touches
-from rig.model import MACHINE_KEXEC, PAGE_SIZE, Checkpoint
+from rig.model import MACHINE_KEXEC, PAGE_SIZE, Checkpoint, Symbol
 from rig.trace import Step
 
 Interval = tuple[Checkpoint, Checkpoint]
 NMI = 2  # vector (SDM vol. 3, table 6-1); nmi_shootdown_cpus(), arch/x86/kernel/reboot.c
 SHOWN = 8  # instructions that figures tell
+CALLERS = 4  # of each
 
 TO_MACHINE_KEXEC: Interval = (Checkpoint.PANIC, Checkpoint.MACHINE_KEXEC)
 TO_HANDOVER: Interval = (Checkpoint.MACHINE_KEXEC, Checkpoint.HANDOVER)
@@ -38,7 +39,8 @@ class Writers:
     Of the crashing CPU's recorded instructions.
     """
 
-    def __init__(self, steps: Iterable[Step], tables: Tables) -> None:
+    def __init__(self, steps: Sequence[Step], tables: Tables) -> None:
+        self.steps = steps
         self._by_page: Mapping[int, list[Touch]] = defaultdict(list)
         for write in _writes(steps, tables):
             self._by_page[write.start // PAGE_SIZE].append(write)
@@ -126,7 +128,7 @@ def writer(
     told = _instructions(evidence, writers, ranges)
     if not told:
         return f"no instruction of CPU {evidence.facts.crashing_cpu}, {between}: another CPU, device or debugger", []
-    return told[0]["symbol"], told[:SHOWN]
+    return told[0]["symbol"], told
 
 
 def functions(evidence: Evidence, interval: Interval, ranges: Iterable[tuple[int, int]]) -> dict[str, int]:
@@ -142,7 +144,28 @@ def functions(evidence: Evidence, interval: Interval, ranges: Iterable[tuple[int
     return dict(count.most_common())
 
 
+def callers(symbols: Sequence[Symbol], steps: Sequence[Step], step: Step) -> list[int]:
+    """Addresses of what led into the function that a step is in, into that one, and so on, CALLERS at most.
+
+    A function is entered at its first instruction. The way ends at machine_kexec, which everybody knows, and where a
+    function was entered before the recording began, or has no symbol. steps: the recording that `step` is from.
+    """
+    found: list[int] = []
+    index = step.number - steps[0].number
+    while len(found) < CALLERS:
+        function = next((s for s in symbols if s.start <= steps[index].pc < s.end), None)
+        if function is None or function.name == MACHINE_KEXEC:
+            break
+        entered = (n for n in range(index, 0, -1) if steps[n].pc == function.start)
+        index = next((n - 1 for n in entered if not function.start <= steps[n - 1].pc < function.end), -1)
+        if index < 0:
+            break
+        found.append(steps[index].pc)
+    return found
+
+
 def _instructions(evidence: Evidence, writers: Writers, ranges: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
+    """The first SHOWN of those that wrote these bytes last."""
     spots: dict[int, tuple[Step, list[tuple[int, int]]]] = {}
     for start, end in ranges:
         for step, low, high in writers.last(start, end):
@@ -152,9 +175,10 @@ def _instructions(evidence: Evidence, writers: Writers, ranges: Sequence[tuple[i
             "step": number,
             "address": step.pc,
             "symbol": evidence.symbol_at(step.pc),
+            "called_from": [evidence.symbol_at(pc) for pc in callers(evidence.symbols, writers.steps, step)],
             "instruction": disassemble(step.code, step.pc, width(step.state)),
             "physical": min(low for low, _ in where),
             "bytes": sum(high - low for low, high in where),
         }
-        for number, (step, where) in sorted(spots.items())
+        for number, (step, where) in sorted(spots.items())[:SHOWN]
     ]

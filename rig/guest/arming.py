@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from rig.errors import GuestCommandFailed, GuestError, NotOffered, UnsuitableKernel
 from rig.facts import PerCpu
 from rig.guest.cache import Cache
-from rig.kernel import efi, symbols
+from rig.kernel import efi, linked, symbols
 from rig.loads import LOADS, NOTHING, Load
 from rig.model import CRASH_KERNEL, LoadKind, Range, Scenario
 from rig.triggers import MODULE, Setting, Trigger
@@ -35,7 +35,6 @@ _NEEDED = (
     ("/proc/kallsyms", "CONFIG_KALLSYMS"),
     ("/proc/iomem", "CONFIG_PROC_FS"),
     ("/proc/sysrq-trigger", "CONFIG_MAGIC_SYSRQ"),
-    ("/sys/kernel/kexec_crash_loaded", "CONFIG_KEXEC (and CONFIG_CRASH_DUMP)"),
 )
 
 
@@ -85,17 +84,17 @@ def parse_sections(text: str) -> dict[str, str]:
     return dict(zip(pieces[1::2], pieces[2::2], strict=True))
 
 
-def script(load: Load, cmdline: str) -> str:
+def script(load: Load, cmdline: str, options: str = "") -> str:
     """What the first kernel's shell is asked to do, in one go: commands cost 50 ms each under emulation.
 
-    kexec has a CPU to itself while the rest is asked: it hashes the whole crash kernel. Every section is printed even
-    if what it asks for is missing.
+    options: kexec's, for the kind of image that it is. kexec has a CPU to itself while the rest is asked: it hashes the
+    whole crash kernel. Every section is printed even if what it asks for is missing.
     """
     needed = " ".join(path for path, _ in _NEEDED)
     return f"""
 echo '{cmdline}' >/tmp/rig-cmdline
 load() {{
-  kexec {FLAGS[load.kind]} "$@" /rig/crash-kernel --initrd=/rig/crash-initrd \\
+  kexec {FLAGS[load.kind]} "$@" {options} /rig/crash-kernel --initrd=/rig/crash-initrd \\
     --command-line='{cmdline}'"${{word:+ $word}}"
 }}
 ({load.command}) >/tmp/kexec.log 2>&1 &
@@ -111,7 +110,7 @@ echo @efi; {efi.COMMAND}
 echo @log; dmesg | grep -i -e percpu: -e crashkernel
 wait $!; status=$?; echo @status; echo $status
 echo @kexec; cat /tmp/kexec.log
-echo @loaded; cat {_loaded(load)}
+echo @loaded; [ -e {_loaded(load)} ] && cat {_loaded(load)}
 true
 """
 
@@ -124,33 +123,42 @@ def hop(shell: Shell, cmdline: str, deadline: Deadline) -> None:
 
 
 def _loaded(load: Load) -> str:
-    """The file that says whether an image of that kind is loaded: 0 or 1."""
+    """The file that says whether an image of that kind is loaded: 0 or 1. Since 2.6.18 (c330dda908b5)."""
     return "/sys/kernel/kexec_loaded" if load.kind is LoadKind.PLAIN else "/sys/kernel/kexec_crash_loaded"
 
 
-def arm(shell: Shell, load: Load, cmdline: str, deadline: Deadline) -> Self:
-    """Ask the first kernel about itself and load the crash kernel, with the kernel's own word that it is loaded.
+def arm(shell: Shell, load: Load, cmdline: str, deadline: Deadline, linked_at: tuple[int, int] | None = None) -> Self:
+    """Ask the first kernel about itself and load the crash kernel, with the kernel's own word that it is loaded, if it
+    has a file for that; else by kexec's.
 
-    cmdline: the crash kernel's. Raises NotOffered for a system call that the kernel hasn't got, UnsuitableKernel, by
-    CONFIG name, for what else it lacks, and GuestCommandFailed with kexec's own words.
+    cmdline: the crash kernel's. linked_at: where it runs, when it is a vmlinux: physical, [start, end).
+
+    Raises NotOffered for a system call that the kernel hasn't got, UnsuitableKernel, by CONFIG name, for what else it
+    lacks, and GuestCommandFailed with kexec's own words.
     """
-    told = parse_sections(shell.run(script(load, cmdline), deadline))
+    told = parse_sections(shell.run(script(load, cmdline, linked.OPTIONS if linked_at else ""), deadline))
     missing = told["missing"].split()
     for path, option in _NEEDED:
         if path in missing:
             raise UnsuitableKernel(f"the kernel has no {path}", hint=f"build it with {option}=y")
-    iomem = parse_iomem(told["iomem"])
-    region = _crash_region(iomem, told["log"]) if load.kind is LoadKind.CRASH else None
     found = symbols.parse_kallsyms(told["kallsyms"])
     if symbols.MACHINE_KEXEC not in found:
         raise UnsuitableKernel(
             f"/proc/kallsyms shows no {symbols.MACHINE_KEXEC}",
             hint="build the kernel with CONFIG_KEXEC=y, CONFIG_CRASH_DUMP=y and CONFIG_KALLSYMS=y",
         )
+    iomem = parse_iomem(told["iomem"])
+    region = _crash_region(iomem, told["log"]) if load.kind is LoadKind.CRASH else None
+    if linked_at and region and not (linked_at[0] in region and linked_at[1] - 1 in region):
+        raise UnsuitableKernel(
+            f"the crash kernel is linked to {linked_at[0]:#x}-{linked_at[1] - 1:#x}, outside of what is reserved: "
+            f"{region.start:#x}-{region.last:#x}",
+            hint="give the scenario a crashkernel=SIZE@OFFSET around it, or link it elsewhere (CONFIG_PHYSICAL_START)",
+        )
     if status := int(told["status"]):
         raise _explain(GuestCommandFailed(load.command, status, told["kexec"]), load, region)
     wanted = "0" if load.command == NOTHING else "1"
-    if told["loaded"].strip() != wanted:
+    if told["loaded"].strip() not in (wanted, ""):
         raise GuestCommandFailed(
             load.command, 0, f"kexec was content, but {_loaded(load)} is not {wanted}", hint="see console.log"
         )

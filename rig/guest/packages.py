@@ -365,7 +365,7 @@ def users_kernel(kernel: Kernel, path: Path, guest: Guest, progress: Progress) -
             f"{path} lacks what the rig needs: {', '.join(missing)}",
             hint="set these to y (those with =n: off) and build it again",
         )
-    elif wished := wished_options(image.config):
+    elif image.crashes_into_itself and (wished := wished_options(image.config)):
         losses = ", ".join(f"{name} ({WISHED[name]})" for name in wished)
         progress(f"{path.name}: going on without {losses}")
     return KernelFiles(

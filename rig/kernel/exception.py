@@ -9,40 +9,54 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from rig.kernel import ages, kimage
 from rig.kernel.symbols import PANIC_SYMBOLS
-from rig.model import Arch, CpuState
+from rig.memory import paging
+from rig.memory.paging import NotMapped
+from rig.memory.physical import Memory, OutsideMemory
+from rig.model import Arch, CpuState, PagingMode
 
 # arch/x86/include/asm/ptrace.h. cs, ss, ds, es, fs and gs hold the selector in their low 16 bits.
-_ORDER: Mapping[Arch, str] = {
-    Arch.AMD64: "r15 r14 r13 r12 rbp rbx r11 r10 r9 r8 rax rcx rdx rsi rdi orig_ax rip cs rflags rsp ss",
-    Arch.I386: "rbx rcx rdx rsi rdi rbp rax ds es fs gs orig_ax rip cs rflags rsp ss",
-}
+_AMD64 = "r15 r14 r13 r12 rbp rbx r11 r10 r9 r8 rax rcx rdx rsi rdi orig_ax rip cs rflags rsp ss"
+_I386 = "rbx rcx rdx rsi rdi rbp rax ds es {} orig_ax rip cs rflags rsp ss"
 
 
-def size(arch: Arch) -> int:
-    """Bytes of a struct pt_regs."""
-    return len(_ORDER[arch].split()) * arch.word
+def order(arch: Arch, release: str) -> tuple[str, ...]:
+    """The words of a struct pt_regs, of a kernel of that release."""
+    if arch is Arch.AMD64:
+        return tuple(_AMD64.split())
+    old = (selectors for bound, selectors in ages.PT_REGS_SELECTORS if ages.older(release, bound))
+    return tuple(_I386.format(next(old, ages.PT_REGS_ALL_SELECTORS)).split())
 
 
-def pointer(arch: Arch, symbol: str, cpu: CpuState) -> int:
-    """Virtual address of the registers handed to `symbol`, at whose first instruction the CPU is; 0: there are none.
+def read(
+    memory: Memory, mode: PagingMode, cpu: CpuState, arch: Arch, function: tuple[str, str], release: str
+) -> dict[str, int]:
+    """The registers handed to a function, at whose first instruction the CPU is; {} when it was given none.
 
-    By the calling convention of x86_64, and of i386 built with -mregparm=3 (arch/x86/Makefile). Of a kernel built
-    without it the address is anything: what is there must be `plausible`.
+    function: its symbol, and where functions of this kernel have their first argument: one of kimage.arguments(). Of a
+    kernel that doesn't hand any on, the argument is anything: what is there must be plausible.
     """
-    if symbol not in PANIC_SYMBOLS:
-        return 0
-    return cpu.general["rdi" if arch is Arch.AMD64 else "rax"]
+    symbol, place = function
+    at = kimage.arguments(memory, mode, cpu, arch).get(place, 0) if symbol in PANIC_SYMBOLS else 0
+    if not at:
+        return {}
+    names = order(arch, release)
+    try:
+        blob = paging.read(memory, mode, cpu.cr3, at, len(names) * arch.word)
+    except (NotMapped, OutsideMemory):
+        return {}
+    registers = parse(names, arch.word, blob)
+    if not plausible(registers, cpu):
+        return {}
+    if arch is Arch.I386 and not registers["cs"] & 3 and ages.older(release, ages.PT_REGS_WHOLE):
+        registers |= {"rsp": at + names.index("rsp") * arch.word, "ss": cpu.segments["ss"].selector}
+    return registers
 
 
-def parse(arch: Arch, blob: bytes) -> dict[str, int]:
-    """Registers by name, of a struct pt_regs. ValueError when it has another size."""
-    if len(blob) != size(arch):
-        raise ValueError(f"struct pt_regs has {size(arch)} bytes, not {len(blob)}")
-    word = arch.word
-    return {
-        name: int.from_bytes(blob[i * word : (i + 1) * word], "little") for i, name in enumerate(_ORDER[arch].split())
-    }
+def parse(names: tuple[str, ...], word: int, blob: bytes) -> dict[str, int]:
+    """Registers by name. word: bytes of each."""
+    return {name: int.from_bytes(blob[i * word : (i + 1) * word], "little") for i, name in enumerate(names)}
 
 
 def plausible(registers: Mapping[str, int], cpu: CpuState) -> bool:

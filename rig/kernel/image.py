@@ -42,7 +42,8 @@ NEEDED: Mapping[str, str] = {
     "CONFIG_SYSFS": "/sys/kernel/kexec_crash_loaded",
 }
 
-# What the crash kernel's network (and so SSH) takes, and sabotage modules. Built in: no modules are at hand.
+# What the network of a kernel that is its own crash kernel takes (and so SSH), and sabotage modules. Built in: no
+# modules are at hand.
 WISHED: Mapping[str, str] = {
     "CONFIG_DEVTMPFS": "SSH into the crash kernel",
     "CONFIG_NET": "SSH into the crash kernel",
@@ -54,9 +55,9 @@ WISHED: Mapping[str, str] = {
     "CONFIG_MODULES": "sabotage modules",
 }
 
-# Options that older kernels had no name for, because they always did it or couldn't yet.
-_SINCE: Mapping[str, ages.Release] = {"CONFIG_BINFMT_SCRIPT": (3, 10, 0), "CONFIG_RELOCATABLE": ages.RELOCATABLE}
-# What only a kernel needs that is entered from the crash region. One that can't be moved there is never chosen for it.
+# Options that older kernels had no name for, because they always did it.
+_SINCE: Mapping[str, ages.Release] = {"CONFIG_BINFMT_SCRIPT": (3, 10, 0)}
+# What only a kernel needs that is entered from the crash region.
 _AS_CRASH_KERNEL = ("CONFIG_RELOCATABLE", "CONFIG_CRASH_DUMP", "CONFIG_PROC_VMCORE")
 
 
@@ -76,6 +77,11 @@ class BzImage:
     sha256: str
     config: Mapping[str, str] | None
     config_note: str
+
+    @property
+    def crashes_into_itself(self) -> bool:
+        """See ages.crashes_into_itself()."""
+        return ages.crashes_into_itself(self.release, relocatable=self.relocatable)
 
 
 def inspect(path: Path, *, read_config: bool = True) -> BzImage:
@@ -158,9 +164,10 @@ def missing_options(
     config: Mapping[str, str], arch: Arch, paging: PagingMode, release: str = "", *, relocatable: bool = True
 ) -> list[str]:
     """What the rig needs and this configuration hasn't, as `CONFIG_NAME`, or `CONFIG_NAME=n` where it must
-    be off. release: leaves out the options that are newer than that kernel. relocatable: one that isn't need not have
-    what makes a crash kernel."""
-    needed = [name for name in NEEDED if relocatable or name not in _AS_CRASH_KERNEL]
+    be off. release: leaves out the options that are newer than that kernel. A kernel that is never chosen for its own
+    crash kernel (ages.crashes_into_itself()) need not have what makes one."""
+    itself = ages.crashes_into_itself(release, relocatable=relocatable)
+    needed = [name for name in NEEDED if itself or name not in _AS_CRASH_KERNEL]
     missing = [name for name in needed if config.get(name) != "y" and not _older(release, name)]
     if ("CONFIG_X86_64" in config) != (arch is Arch.AMD64):
         missing.append("CONFIG_X86_64" if arch is Arch.AMD64 else "CONFIG_X86_64=n")

@@ -3,18 +3,21 @@
 Every assumption about its layout is here. The struct begins
 
     kimage_entry_t head;  kimage_entry_t *entry;  kimage_entry_t *last_entry;
-    [unsigned long destination;]     only up to 2.6.19
+    [unsigned long destination;]     in 2.6.18, still there in 3.4, gone since
     unsigned long start;             entry point of the new image
     struct page *control_code_page;
 
 so `start` is word 3 or, in old kernels, word 4. Which one it is follows from the values: for kdump the entry lies in
-the crash region, and `destination` and struct page pointers don't. Further on there is, at a place that differs,
+the crash region, and `destination` (0: nothing is copied) and struct page pointers don't. Further on there is, at a
+place that differs,
 
     unsigned long nr_segments;
     struct { void *buf; size_t bufsz; unsigned long mem; size_t memsz; } segment[KEXEC_SEGMENT_MAX];
 
 It is found by plausibility, too. For a plain kexec there is no crash region to go by: there the list of segments must
 be in RAM, and the entry in one of them.
+
+Near its end, with `arch`, are pointers to the page tables that were allocated with the image (ages.TABLES_ALLOCATED).
 
 machine_kexec gets the struct's address in the first argument's register or, on i386 without CONFIG_REGPARM (an option
 up to 2.6.19, always on since), on the stack above the return address. Which one follows from what is there.
@@ -48,8 +51,8 @@ WORDS = 6
 SIZE = 1024
 SEGMENT_MAX = 16  # KEXEC_SEGMENT_MAX
 _LAYOUTS = (
-    (3, "start is word 3 (2.6.20 and newer)"),
-    (4, "start is word 4 (with destination, up to 2.6.19)"),
+    (3, "start is word 3"),
+    (4, "start is word 4, behind destination"),
 )
 _XEN_SEGMENTS = ((16, 4), (24, 8))  # (offset, bytes) of nr_segments and segments
 _XEN_HEAD = 32
@@ -68,9 +71,19 @@ def arguments(memory: Memory, mode: PagingMode, cpu: CpuState, arch: Arch) -> di
 
 
 def read(
-    memory: Memory, mode: PagingMode, cpu: CpuState, arch: Arch, crash_region: Range, *, xen: bool = False
+    memory: Memory,
+    mode: PagingMode,
+    cpu: CpuState,
+    arch: Arch,
+    crash_region: Range,
+    *,
+    own_tables: bool = True,
+    xen: bool = False,
 ) -> Kimage:
     """The struct that machine_kexec was given; cpu: at its first instruction. EvidenceError when it makes no sense.
+
+    own_tables: whether one with `destination` points to page tables, by the kernel's age (ages.allocates_tables()):
+    what lies behind one that doesn't is others'.
 
     Of two places that may hold the argument, the one counts whose struct bears out what it is: nothing is moved for
     kdump, so that `entry` still points to `head` (do_kimage_alloc_init(), kernel/kexec_core.c); or `start` lies in one
@@ -82,10 +95,12 @@ def read(
     problems = []
     for place, address in arguments(memory, mode, cpu, arch).items():
         try:
-            image, sure = _read_at(memory, mode, cpu, arch, (address, place), crash_region)
+            blob, image, sure = _read_at(memory, mode, cpu, arch, (address, place), crash_region)
         except EvidenceError as problem:
             problems.append(f"in {place}: {problem.message}")
             continue
+        if own_tables or not _has_destination(image):
+            image = replace(image, pages=_pages(memory, mode, cpu, page_pointers(blob, arch)))
         if sure:
             return image
         found.append(image)
@@ -96,28 +111,38 @@ def read(
 
 def _read_at(
     memory: Memory, mode: PagingMode, cpu: CpuState, arch: Arch, argument: tuple[int, str], crash_region: Range
-) -> tuple[Kimage, bool]:
+) -> tuple[bytes, Kimage, bool]:
     """The struct at a virtual address, and whether it bears out that it is one. argument: the address, where it was."""
     address, place = argument
-
     blob = _struct(memory, mode, cpu, address)
     image = parse(blob, arch, address, crash_region)
-    # A struct with `destination` has no `arch` at its end: what lies behind it is somebody else's.
-    pointers = page_pointers(blob, arch) if image.layout == _LAYOUTS[0][1] else []
-    pages = _pages(memory, mode, cpu, pointers)
-    layout = f"{image.layout}; its address in {place}"
     places = segments(blob, arch, crash_region)
     entry = int.from_bytes(blob[arch.word : 2 * arch.word], "little")
     sure = entry == address or any(start <= image.start < start + size for start, size in places)
-    return replace(image, layout=layout, pages=pages, segments=places), sure
+    return blob, replace(_placed(image, place), segments=places), sure
+
+
+def _has_destination(image: Kimage) -> bool:
+    return image.layout.startswith(_LAYOUTS[1][1])
+
+
+def _placed(image: Kimage, place: str) -> Kimage:
+    return replace(image, layout=f"{image.layout}; its address in {place}", place=place)
 
 
 def read_plain(
-    memory: Memory, mode: PagingMode, cpu: CpuState, arch: Arch, ram: Sequence[Range], *, xen: bool = False
+    memory: Memory,
+    mode: PagingMode,
+    cpu: CpuState,
+    arch: Arch,
+    ram: Sequence[Range],
+    *,
+    own_tables: bool = True,
+    xen: bool = False,
 ) -> tuple[Kimage, PageList]:
     """The same of a plain kexec, and what is copied where. ram: what an image may be copied to."""
     first = _first_plain_xen if xen else _first_plain
-    blob, image = first(memory, mode, cpu, arch, ram)
+    blob, image, place = first(memory, mode, cpu, arch, ram)
     if xen:
         head = int.from_bytes(blob[_XEN_HEAD : _XEN_HEAD + arch.word], "little") | pagelist.INDIRECTION
     else:
@@ -130,19 +155,20 @@ def read_plain(
         stray = int(copied.destinations[~inside][0])
         raise EvidenceError(f"struct kimage contradicts itself: {stray:#x} is copied to, but lies in no segment")
     # A hypervisor's struct leads to struct page_info, never to a page.
-    pages = () if xen else _pages(memory, mode, cpu, page_pointers(blob, arch))
-    return replace(image, pages=pages, lists=copied.lists), copied
+    tables = not xen and (own_tables or not _has_destination(image))
+    pages = _pages(memory, mode, cpu, page_pointers(blob, arch)) if tables else ()
+    return replace(_placed(image, place), pages=pages, lists=copied.lists), copied
 
 
 def _first_plain(
     memory: Memory, mode: PagingMode, cpu: CpuState, arch: Arch, ram: Sequence[Range]
-) -> tuple[bytes, Kimage]:
+) -> tuple[bytes, Kimage, str]:
     """The first of the places that may hold the argument whose struct makes sense."""
     problems = []
     for place, address in arguments(memory, mode, cpu, arch).items():
         try:
             blob = _struct(memory, mode, cpu, address)
-            return blob, parse_plain(blob, arch, address, ram)
+            return blob, parse_plain(blob, arch, address, ram), place
         except EvidenceError as problem:
             problems.append(f"in {place}: {problem.message}")
     raise EvidenceError(f"the argument of {symbols.MACHINE_KEXEC} can't be read; {'; '.join(problems)}")
@@ -150,7 +176,7 @@ def _first_plain(
 
 def _first_plain_xen(
     memory: Memory, mode: PagingMode, cpu: CpuState, arch: Arch, ram: Sequence[Range]
-) -> tuple[bytes, Kimage]:
+) -> tuple[bytes, Kimage, str]:
     ((place, address),) = arguments(memory, mode, cpu, arch).items()
     blob = _struct(memory, mode, cpu, address)
     copied = [segment for segment, size in _xen_list(memory, mode, cpu, address, blob) if size]
@@ -160,7 +186,7 @@ def _first_plain_xen(
             f"struct kexec_image at {address:#x} makes no sense: entry {entry:#x}, "
             f"segments at {', '.join(f'{mem:#x}' for mem, _ in copied) or 'none'}"
         )
-    return blob, Kimage(address, entry, f"{_XEN_LAYOUTS[0][1]}; its address in {place}", segments=tuple(copied))
+    return blob, Kimage(address, entry, _XEN_LAYOUTS[0][1], segments=tuple(copied)), place
 
 
 def _struct(memory: Memory, mode: PagingMode, cpu: CpuState, address: int) -> bytes:
@@ -188,8 +214,8 @@ def _read_xen(memory: Memory, mode: PagingMode, cpu: CpuState, arch: Arch, crash
     found = _xen_list(memory, mode, cpu, address, blob)
     copied = tuple(segment for segment, size in found if size)
     # As for Linux, none unless all are plausible; what is only mapped may lie anywhere.
-    segments = tuple(segment for segment, _ in found) if copied and _plausible(copied, crash_region) else ()
-    return replace(image, layout=f"{image.layout}; its address in {place}", segments=segments)
+    believed = tuple(segment for segment, _ in found) if copied and _plausible(copied, crash_region) else ()
+    return replace(_placed(image, place), segments=believed)
 
 
 def _xen_list(

@@ -73,6 +73,16 @@ def text_start(symbols: Mapping[int, str]) -> int | None:
     return next((address for address, name in symbols.items() if name == TEXT), None)
 
 
+def text_from(address: int, physical: int, iomem: Iterable[Range]) -> int | None:
+    """The same from where one function of the image is, virtual and physical: the image is mapped in one piece.
+
+    For old kernels: in 2.6.18 _text is an absolute symbol before _stext (vmlinux.lds.S, head.S), and those are not in
+    kallsyms (scripts/kallsyms.c). None when the function is not in "Kernel code" of /proc/iomem.
+    """
+    code = next((r for r in iomem if r.name == "Kernel code" and physical in r), None)
+    return address - physical + code.start if code is not None else None
+
+
 def given_back(symbols: Mapping[int, str]) -> tuple[tuple[int, int], ...]:
     """The parts of the image that it no longer owns: [start, end), virtual. Without its end, a part is empty."""
     at = {name: address for address, name in symbols.items() if name in _KEPT}

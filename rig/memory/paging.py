@@ -30,7 +30,7 @@ from rig.memory.levels import (
 )
 from rig.memory.physical import Memory, OutsideMemory
 from rig.memory.walk import AddressSpace, Problem, ProblemKind, TablePage, walk
-from rig.model import PagingMode
+from rig.model import PAGE_SIZE, PagingMode
 
 __all__ = [
     "AddressSpace",
@@ -137,6 +137,19 @@ def translate(
             return Translation(virtual, physical, level.span, Flags(flags(permitted, value)), tuple(path))
         table = value & level.frame
     raise AssertionError("the last level of every mode maps pages")
+
+
+def read(memory: Memory, mode: PagingMode, cr3: int, virtual: int, size: int) -> bytes:
+    """Bytes at a virtual address, through as many pages as they lie in.
+
+    Raises NotMapped, and OutsideMemory when there is no memory where the tables lead to.
+    """
+    blob = b""
+    while len(blob) < size:
+        at = virtual + len(blob)
+        part = min(size - len(blob), PAGE_SIZE - at % PAGE_SIZE)
+        blob += memory.read(translate(memory, mode, cr3, at).physical, part)
+    return blob
 
 
 def _checked_leaf(level: Level, index: int, value: int, virtual: int) -> bool:

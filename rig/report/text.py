@@ -119,7 +119,9 @@ def _entry_lines(check: CheckResult, width: int) -> Iterator[_Line]:
     if len(entries) > ENTRIES_SHOWN:
         yield _Line(f"    ... and {plural(len(entries) - ENTRIES_SHOWN, 'more entry', 'more entries')}")
     if writer := check.figures.get("writer"):
-        yield from _wrapped(f"written by {printable(str(writer))}", "    ", width)
+        told = next(iter(records(check.figures, "writers")), {}).get("called_from") or ()
+        through = "".join(f", called from {name}" for name in told)
+        yield from _wrapped(printable(f"written by {writer}{through}"), "    ", width)
 
 
 def _check_lines(result: RunResult, width: int) -> Iterator[_Line]:

@@ -155,6 +155,7 @@ def test_the_instruction_that_overwrote_the_pgd_is_named(machine: Machine, tmp_p
                 "step": 1,
                 "address": MACHINE_KEXEC + 0x42,
                 "symbol": "machine_kexec+0x42",
+                "called_from": [],
                 "instruction": "movl %eax, (%ebx)",
                 "physical": PGD + 4 * 85,
                 "bytes": 3,

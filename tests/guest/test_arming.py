@@ -11,8 +11,10 @@ from rig.errors import GuestCommandFailed, NotOffered, UnsuitableKernel
 from rig.facts import PerCpu
 from rig.guest.arming import (
     TRIGGER,
+    Self,
     _crash_region,
     _explain,
+    arm,
     parse_crash_notes,
     parse_iomem,
     parse_per_cpu,
@@ -71,6 +73,55 @@ class ScriptedShell:
         if answer.startswith("!"):
             raise GuestCommandFailed(command, 1, answer[1:])
         return answer
+
+
+def armed(linked_at: tuple[int, int] | None = None, **changes: str) -> Self:
+    """As 2.6.18 answers, but for the changes."""
+    told = {
+        "missing": "",
+        "iomem": "00100000-1ffdffff : System RAM\n  00100000-002e5fff : Kernel code\n"
+        "  01000000-04ffffff : Crash kernel\n",
+        "kallsyms": "c0110f30 T machine_kexec\nc013c070 T crash_kexec\n",
+        "notes": "0 1f3d2c00 1024\n",
+        "vmcoreinfo": "",
+        "efi": "",
+        "log": "",
+        "status": "0\n",
+        "kexec": "",
+        "loaded": "1\n",
+    }
+    answer = "".join(f"@{name}\n{text}" for name, text in (told | changes).items())
+    shell = ScriptedShell({"": answer})
+    known = arm(cast(Shell, shell), LOADS["kexec_load"], "panic=-1", Deadline.after(1, "nothing"), linked_at)
+    assert ("--pass-memmap-cmdline" in shell.asked[0]) == (linked_at is not None)
+    return known
+
+
+def test_an_old_kernel_says_less_of_itself() -> None:
+    known = armed()
+    assert (known.vmcoreinfo, known.per_cpu, known.efi) == (None, None, None)
+    assert known.crash_notes == ((0x1F3D2C00, 1024),)
+    assert known.crash_region == Range(0x1000000, 0x4FFFFFF, CRASH_KERNEL, 1)
+    assert armed(loaded="") == known  # before 2.6.18 there is no file that says so
+
+
+def test_what_the_kernel_says_of_the_image_counts_more_than_what_kexec_says() -> None:
+    with pytest.raises(GuestCommandFailed, match="kexec was content"):
+        armed(loaded="0\n")
+
+
+def test_a_kernel_without_kexec_is_told_apart_from_one_without_memory_for_it() -> None:
+    nothing = "00100000-1ffdffff : System RAM\n"
+    with pytest.raises(UnsuitableKernel, match="shows no machine_kexec"):
+        armed(kallsyms="", iomem=nothing)
+    with pytest.raises(UnsuitableKernel, match="reserved no memory"):
+        armed(iomem=nothing)
+
+
+def test_a_crash_kernel_with_a_place_of_its_own_must_fit_into_what_is_reserved() -> None:
+    assert armed(linked_at=(0x1000000, 0x5000000)) == armed()
+    with pytest.raises(UnsuitableKernel, match=r"linked to 0x1000000-0x5000000, outside .* 0x1000000-0x4ffffff"):
+        armed(linked_at=(0x1000000, 0x5000001))
 
 
 def make_ready(trigger: Trigger, **answers: str) -> ScriptedShell:

@@ -179,9 +179,14 @@ def test_an_old_kernel_is_not_asked_for_options_it_never_had() -> None:
     assert missing_options(*ask, release="3.9") == []
     assert missing_options(*ask, release="6.1.0") == ["CONFIG_BINFMT_SCRIPT"]
     assert missing_options(*ask) == ["CONFIG_BINFMT_SCRIPT"]
-    del config["CONFIG_RELOCATABLE"]
-    assert missing_options(*ask, release="2.6.18") == []
-    assert missing_options(*ask, release="2.6.22") == ["CONFIG_RELOCATABLE"]
+
+
+def test_an_old_kernel_is_never_its_own_crash_kernel() -> None:
+    """2.6.20 is relocatable on i386 and may well have neither of the other two."""
+    config = dict.fromkeys({*NEEDED} - {"CONFIG_RELOCATABLE", "CONFIG_CRASH_DUMP", "CONFIG_PROC_VMCORE"}, "y")
+    ask = (config, Arch.I386, PagingMode.TWO_LEVEL)
+    assert missing_options(*ask, release="2.6.20") == []
+    assert missing_options(*ask, release="3.2") == ["CONFIG_CRASH_DUMP", "CONFIG_PROC_VMCORE", "CONFIG_RELOCATABLE"]
 
 
 def test_a_kernel_that_cant_be_moved_need_not_be_able_to_be_a_crash_kernel() -> None:

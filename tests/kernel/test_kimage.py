@@ -26,7 +26,9 @@ OLD = (0xE, DIRECT + IMAGE, DIRECT + IMAGE, 0, ENTRY, 0xC1020000, *SEGMENTS)
 POINTER = 0xC0300000  # a whole page's address, behind the segments
 
 
-def read(image: tuple[int, ...], *, eax: int, on_stack: int, decoy: tuple[int, ...] = ()) -> Kimage:
+def read(
+    image: tuple[int, ...], *, eax: int, on_stack: int, decoy: tuple[int, ...] = (), own_tables: bool = True
+) -> Kimage:
     """machine_kexec's first instruction: the return address at ESP, above it what may be the argument."""
     pages = {PGD // PAGE_SIZE: bytearray(pgd_page())}
     for at, words in ((IMAGE, (*image, POINTER)), (DECOY, decoy), (STACK, (0xC0010000,))):
@@ -37,7 +39,7 @@ def read(image: tuple[int, ...], *, eax: int, on_stack: int, decoy: tuple[int, .
     state = cpu(0, rsp=DIRECT + STACK)
     state = replace(state, general={**state.general, "rax": eax})
     memory = PagesMemory({pfn: bytes(page) for pfn, page in pages.items()})
-    return kimage.read(memory, PagingMode.TWO_LEVEL, state, Arch.I386, REGION)
+    return kimage.read(memory, PagingMode.TWO_LEVEL, state, Arch.I386, REGION, own_tables=own_tables)
 
 
 def test_in_the_register_as_since_2_6_20() -> None:
@@ -45,7 +47,7 @@ def test_in_the_register_as_since_2_6_20() -> None:
     assert (found.address, found.start) == (DIRECT + IMAGE, ENTRY)
     assert found.segments == ((0x1001000, 0x1000), (0x1100000, 0x2000))
     assert found.pages == (POINTER - DIRECT,)
-    assert "EAX" in found.layout
+    assert found.place == "EAX"
 
 
 @pytest.mark.parametrize("eax", [0, 0xDEADBEE0, DIRECT + DECOY])
@@ -61,12 +63,14 @@ def test_on_the_stack_whatever_the_register_holds(image: tuple[int, ...], eax: i
     """A decoy's fifth word may look like an entry: nothing else of it fits."""
     found = read(image, eax=eax, on_stack=DIRECT + IMAGE, decoy=(1, 2, 3, 4, 0x2000000, 6, 7))
     assert (found.address, found.start) == (DIRECT + IMAGE, ENTRY)
-    assert "the stack" in found.layout
+    assert found.place == "the stack"
 
 
-def test_a_struct_with_destination_points_to_no_tables() -> None:
-    """It has no `arch`: a page's address behind it is another slab object's."""
-    assert read(OLD, eax=DIRECT + IMAGE, on_stack=0).pages == ()
+def test_the_tables_that_it_points_to() -> None:
+    """Of 3.2, which still has `destination`, and of 2.6.18, behind whose struct another slab object has a page."""
+    assert read(OLD, eax=DIRECT + IMAGE, on_stack=0).pages == (POINTER - DIRECT,)
+    assert read(OLD, eax=DIRECT + IMAGE, on_stack=0, own_tables=False).pages == ()
+    assert read(NEW, eax=DIRECT + IMAGE, on_stack=0, own_tables=False).pages == (POINTER - DIRECT,)
 
 
 def test_neither_is_one() -> None:

@@ -47,6 +47,13 @@ def test_the_command_finds_each_wanted_symbol_itself(tmp_path: Path) -> None:
     }
 
 
+def test_where_the_image_begins_by_one_function_of_it() -> None:
+    """A 2.6.18 lies at 1 MiB, and its kallsyms begins with _stext, a little behind _text."""
+    iomem = (Range(0x100000, 0x1FFFFFFF, "System RAM"), Range(0x100000, 0x2E5FFF, "Kernel code", 1))
+    assert symbols.text_from(0xC0110F30, 0x110F30, iomem) == 0xC0100000
+    assert symbols.text_from(0xC0710F30, 0x710F30, iomem) is None  # not in the image
+
+
 @pytest.mark.parametrize("arch", list(Arch))
 def test_start_is_word_3_or_word_4(arch: Arch) -> None:
     def struct(*words: int) -> bytes:

@@ -1,17 +1,21 @@
-"""A kernel that calls itself 2.6.18 gets what such a one needs. It is today's: only what its header says is forged.
+"""A kernel that calls itself 2.6.18 gets what such a one needs, and one that hands over as 2.6.18 did is seen to.
 
-The first of these runs builds the userland for old kernels: a minute or two.
+All are today's: forged is what the one says in its header, and the way that a module has the other one take. The first
+of these runs builds the userland for old kernels: a minute or two.
 """
 
 from __future__ import annotations
 
 import struct
+import threading
 from pathlib import Path
 
 import pytest
 
 from rig.catalog import load
+from rig.evidence import Evidence
 from rig.guest.packages import PackageCache
+from rig.kernel.build import obtain
 from tests.runs.conftest import checks, figures, rig
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(1800)]
@@ -57,3 +61,51 @@ def test_chosen_by_what_the_images_header_says(name: str, tmp_path: Path) -> Non
     assert set(verdicts.values()) == {"pass"}, done.err
     assert figures(result, "pgd-survives")["bytes_changed"] == 0
     assert (done.status, result["verdict"]) == (3, "error")
+
+
+# After a plain kexec the first kernel lies at the top of memory, and the place at 16 MiB is free.
+LINKED = """\
+description = "as panic, with a crash kernel that runs where it was linked to"
+trigger = "sysrq-c"
+guests = ["x86_64"]
+cmdline = "nokaslr"
+crashkernel = "128M@16M"
+hops = 1
+"""
+
+
+def test_a_vmlinux_is_a_crash_kernel_too(tmp_path: Path) -> None:
+    """As 2.6.18 has to be: at 16 MiB, with its memory map on the command line."""
+    catalogue = load()
+    crash = obtain(catalogue.kernels["built-6.1"], catalogue.guests["x86_64"], PackageCache(), threading.Event())
+    assert crash.vmlinux is not None
+    (tmp_path / "scenarios").mkdir()
+    (tmp_path / "scenarios/linked.toml").write_text(LINKED)
+    asked = ("--crash-kernel", crash.vmlinux, "--catalogue", tmp_path)
+    done = rig("run", "linked", *asked, "--json", "--results", tmp_path / "results")
+    assert done.status == 0, done.err
+    facts = Evidence(done.directories["x86_64"]).facts
+    assert (facts.crash_kernel.name, facts.crash_kernel.release) == ("vmlinux", crash.release)
+    assert facts.crash_proc_cmdline is not None
+    assert " memmap=exactmap memmap=" in facts.crash_proc_cmdline
+
+
+# What an entry of the table at CR3 maps: bytes, as a power of two.
+SLOTS = {"i386": 22, "pae": 30, "x86_64": 39}
+
+
+@pytest.mark.parametrize("name", SLOTS)
+def test_the_way_of_old_kernels_loses_the_pgd_and_is_else_as_it_should_be(name: str, tmp_path: Path) -> None:
+    scenario = "way-of-2.6.18-pde" if name == "i386" else "way-of-2.6.18"
+    done = rig("run", scenario, "--guest", name, "--json", "--results", tmp_path)
+    assert done.status == 0, done.err  # exactly the checks fail that the scenario names
+    result = done.results[name]
+    pgd, page = figures(result, "pgd-survives"), figures(result, "control-code-fits")["page"]
+    changed = [entry["index"] for entry in pgd["entries_changed"]]
+    assert page >> SLOTS[name] in changed
+    assert max(changed) < 256 if name == "x86_64" else len(changed) == 1
+    assert {entry["checkpoint"] for entry in pgd["entries_changed"]} == {"handover"}
+    assert any("at_machine_kexec" in caller for caller in pgd["writers"][0]["called_from"])
+    # CR3 was loaded with what was in it: the tables change once, on the control page
+    [switch] = figures(result, "switch-is-safe")["switches"]
+    assert switch["next"] & ~0xFFF == page

@@ -114,6 +114,9 @@ void damage_segment(struct kimage *image, pgd_t *pgd);
 void damage_entry_point(struct kimage *image, pgd_t *pgd);
 void damage_unowned_page(struct kimage *image, pgd_t *pgd);
 
+/* Called in place of machine_kexec() when damage_pgd() has made its entry. */
+void take_old_way(struct kimage *image);
+
 /* What damage_unowned_page() needs: false when there is no memory. */
 bool take_unowned_page(void);
 void free_unowned_page(void);

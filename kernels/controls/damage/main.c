@@ -50,8 +50,10 @@ static const struct kind {
 	const char *name;
 	void (*act)(struct kimage *image, pgd_t *pgd);
 	void (*find)(pgd_t *pgd);	/* called earlier: what takes many instructions */
+	void (*instead)(struct kimage *image);	/* entered in place of machine_kexec() */
 } kinds[] = {
 	{ "pgd",		damage_pgd },
+	{ "way",		damage_pgd,		.instead = take_old_way },
 	{ "table",		damage_table },
 	{ "pte",		damage_pte },
 	{ "protection",		damage_protection },
@@ -123,7 +125,11 @@ static int at_machine_kexec(struct kprobe *probe, struct pt_regs *regs)
 		return 0;
 	rig_sabotage_record->pgd_phys = __pa(live_pgd());
 	chosen->act(image, live_pgd());
-	return 0;
+	if (!chosen->instead || !rig_sabotage_record->count)
+		return 0;
+	/* Non-zero: the handler has set where it goes on.  The argument stays where it is. */
+	regs->ip = (unsigned long)chosen->instead;
+	return 1;
 }
 
 /*
