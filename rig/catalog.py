@@ -61,7 +61,8 @@ class Registries:
     injections: Collection[str]  # sabotage without a module: the rig does it through the debugger
     own_task: Collection[str] = ()  # checks of the task that holds the pattern: it must be the one that dies
     strangers: Collection[str] = ()  # triggers with which it is not
-    plain_triggers: Collection[str] = ()  # those that ask for a plain kexec, and so need an image loaded for one
+    # what is entered, by the name of the trigger: without a panic an image that was loaded for that
+    enters: Mapping[str, LoadKind] = dataclasses.field(default_factory=dict)
 
 
 def registries() -> Registries:
@@ -74,7 +75,7 @@ def registries() -> Registries:
     return Registries(
         checks={name: tuple(itertools.product(check.dumps, check.kinds)) for name, check in REGISTRY.items()},
         triggers=tuple(TRIGGERS),
-        plain_triggers=tuple(name for name, trigger in TRIGGERS.items() if trigger.plain),
+        enters={name: trigger.enters for name, trigger in TRIGGERS.items()},
         loads={name: load.kind for name, load in LOADS.items()},
         injections=tuple(INJECTIONS),
         own_task=tuple(name for name, check in REGISTRY.items() if check.own_task),
@@ -381,12 +382,14 @@ def _check_references(catalogue: Catalogue, known: Registries) -> None:
                 f"{catalogue.files[SCENARIOS, scenario.name]}: trigger: {name} can't be judged with {scenario.trigger}",
                 hint="it looks for the task that panics: " + one_of(set(known.triggers) - set(known.strangers)),
             )
-        plain = known.loads[scenario.load] is LoadKind.PLAIN
-        if plain != (scenario.trigger in known.plain_triggers):
+        # with no image at all the trigger is one of those that would enter a crash kernel
+        entered = LoadKind.CRASH if (loaded := known.loads[scenario.load]) is LoadKind.NONE else loaded
+        fitting = [name for name in known.triggers if known.enters.get(name, LoadKind.CRASH) is entered]
+        if scenario.trigger not in fitting:
             raise CatalogueError(
                 f"{catalogue.files[SCENARIOS, scenario.name]}: trigger: {scenario.trigger!r} does not enter an image "
                 f"loaded by {scenario.load!r}",
-                hint=one_of(name for name in known.triggers if (name in known.plain_triggers) == plain),
+                hint=one_of(fitting),
             )
         for name in scenario.checks:
             dumps, kinds = (set(values) for values in zip(*known.checks[name], strict=True))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO
 
 import rig
-from rig import plain, sabotage, saboteur, trace, xen
+from rig import jump, plain, sabotage, saboteur, trace, xen
 from rig.errors import (
     Cancelled,
     CouldNotJudge,
@@ -57,7 +57,10 @@ from rig.vm.qemu import Vm, ram_ranges
 PANIC = "Kernel panic - not syncing"
 BOOT_FAILURES = (PANIC, "No working init found")
 # Phases in which a guest may die of its panic, or of its kexec.
-AFTER_TRIGGER = ("ready", "panic", "machine-kexec", "hand-over", "crash-boot", "second-boot")
+AFTER_TRIGGER = (
+    *("ready", "panic", "machine-kexec", "hand-over", "crash-boot", "second-boot"),
+    *("return", "user-space", "again"),  # of a kexec jump
+)
 
 
 def run(
@@ -182,6 +185,8 @@ class _Run(Run):
             hold(self, vm, Checkpoint.ARMED)
             if self.load.kind is LoadKind.NONE:
                 self._plain_panic(vm)
+            elif self.facts.jump:
+                jump.out_and_back(self, vm, recorder)
             elif self.facts.plain:
                 plain.hand_over(self, vm, recorder)
                 plain.second_boot(self, vm, recorder)

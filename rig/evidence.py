@@ -17,13 +17,15 @@
                                 part of the crashed task's page tables, holds its pattern, or differs in the dump;
                                 at later checkpoints every page that differs from `panic` (in `crash-kernel`: outside
                                 the crash region)
-    memory/machine-kexec.*      in a plain kexec, which has no `panic`, as memory/panic.*
+    memory/machine-kexec.*      in a plain kexec or a kexec jump, which have no `panic`, as memory/panic.*
     memory/handover.pages.zst   in a plain kexec, of the image's pages: destinations that don't hold what was to be
                                 copied there; all others, sources too, as they were when the copying began
     memory/image.words.zst      in a plain kexec: the pages copied, in their order: physical addresses of the
                                 destinations, of the sources (all ones: zeroes); xxh3_64 of destinations at `handover`
+    back.log.zst                in a kexec jump: the way back, from the image's entry to the return of machine_kexec
     registers/died.json         every CPU's registers, and
-    memory/died.pages.zst       the pages that differ from `panic`, of a guest that died in the hand-over
+    memory/died.pages.zst       the pages that differ from `panic`, of a guest that died in the hand-over, or on the way
+                                back from a kexec jump
     memory/CHECKPOINT.ram.zst   all of RAM, only with --keep-memory
     vmcore/headers.bin          the front of /proc/vmcore: ELF header, program headers, notes
     vmcore/pgd.bin              the page that CR3 pointed to, as the dump shows it
@@ -82,6 +84,7 @@ MEMORY = "memory"
 SYMBOLS = "symbols.json.zst"
 TRACE = "trace.log.zst"
 BEFORE = "before.log.zst"
+BACK = "back.log.zst"
 HEADERS = "vmcore/headers.bin"
 PGD = "vmcore/pgd.bin"
 DOM0 = "vmcore/dom0.bin"
@@ -200,6 +203,10 @@ class EvidenceWriter:
         """The recording of what led to the hand-over."""
         self.write(BEFORE, zstandard.compress(text.encode(), 3))
 
+    def write_back(self, text: str) -> None:
+        """The recording of the way back from a kexec jump."""
+        self.write(BACK, zstandard.compress(text.encode(), 3))
+
     def write_trace(self, text: str) -> None:
         """The recording of the hand-over, as it came."""
         self.write(TRACE, zstandard.compress(text.encode(), 3))
@@ -254,6 +261,14 @@ class Evidence:
     def base(self) -> Checkpoint:
         """The first capture, which the later ones are kept as differences from: `panic`, where there is one."""
         return next(iter(self.facts.captured), Checkpoint.PANIC)
+
+    @property
+    def course(self) -> tuple[Checkpoint, ...]:
+        """The checkpoints at which memory has to be seen, in their order: the first is what all others are held
+        against."""
+        if self.facts.jump:
+            return Checkpoint.MACHINE_KEXEC, Checkpoint.HANDOVER, Checkpoint.RETURNED
+        return Checkpoint.PANIC, Checkpoint.MACHINE_KEXEC, Checkpoint.HANDOVER, Checkpoint.CRASH_KERNEL
 
     @cached_property
     def copied(self) -> Copied:
@@ -388,6 +403,14 @@ class Evidence:
         before = self._unpacked(BEFORE) if (self.path / BEFORE).exists() else b""
         return self._parsed(before + self._unpacked(TRACE), None)
 
+    @cached_property
+    def way_back(self) -> Trace:
+        """What the CPU executed from the image's entry to the return of machine_kexec, or to its death: a kexec jump's.
+
+        :raise EvidenceError: there is no such recording, or it is broken
+        """
+        return self._parsed(self._unpacked(BACK), None)
+
     def other_cpu(self, cpu: int) -> Trace | None:
         """What a CPU other than the crashing one executed from `panic` to machine_kexec.
 
@@ -411,10 +434,22 @@ class Evidence:
             return DIED
         raise EvidenceError("the new image was never entered, and nothing was taken where the hand-over ended")
 
-    def final_state(self) -> CpuState | None:
-        """The crashing CPU's state at `handover`, or when it died before that; None when it was not seen."""
+    @property
+    def way_back_end(self) -> str:
+        """The same of a kexec jump's way back: `returned`, or DIED. EvidenceError when with neither."""
+        if Checkpoint.RETURNED in self.facts.captured:
+            return Checkpoint.RETURNED
+        if self.facts.post_mortem and Checkpoint.HANDOVER in self.facts.captured:
+            return DIED
+        raise EvidenceError("machine_kexec was not seen to return, and nothing was taken where the way back ended")
+
+    def final_state(self, *, back: bool = False) -> CpuState | None:
+        """The crashing CPU's state at `handover`, or when it died before that; None when it was not seen.
+
+        back: the same of a kexec jump's way back.
+        """
         try:
-            return self.crashing_cpu(self.hand_over_end)
+            return self.crashing_cpu(self.way_back_end if back else self.hand_over_end)
         except EvidenceError:
             return None
 

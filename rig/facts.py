@@ -150,6 +150,19 @@ class Manifest:
     initramfs: str
 
 
+@dataclass(frozen=True)
+class Jump:
+    """How a kexec jump went, by user space's own word. status: what reboot(2) came to, 0 or the errno.
+
+    again: the same of entering the image once more, where it asked to be entered; None when that was not tried.
+    boot_id: /proc/sys/kernel/random/boot_id, which a kernel makes once, when the guest was armed and afterwards.
+    """
+
+    status: int
+    again: int | None
+    boot_id: tuple[str, str]
+
+
 UNKNOWN = KernelIdentity(name="", release="", sha256="")  # until the artefacts are there
 
 
@@ -191,6 +204,7 @@ class Facts:
     pattern: Pattern | None = None
     exception: Mapping[str, int] = field(default_factory=dict)  # registers of the exception that led to `panic`, if any
     plain_panic: PlainPanic | None = None  # without a crash kernel
+    jump_ended: Jump | None = None  # of a kexec jump
     crash_proc_cmdline: str | None = None  # of the crash kernel, by its own word
     crash_release: str = ""  # `uname -r` in the crash kernel, by its own word
     crash_seconds: float | None = None  # hand-over to its user space, seconds of wall time
@@ -209,5 +223,10 @@ class Facts:
 
     @property
     def plain(self) -> bool:
-        """Whether the image was loaded for a plain kexec."""
-        return loads.kind(self.plan.scenario.load) is LoadKind.PLAIN
+        """Whether the image is entered because it is asked for, not by a panic: a plain kexec, a kexec jump."""
+        return loads.kind(self.plan.scenario.load) in (LoadKind.PLAIN, LoadKind.JUMP)
+
+    @property
+    def jump(self) -> bool:
+        """Whether the image is to return: a kexec jump."""
+        return loads.kind(self.plan.scenario.load) is LoadKind.JUMP

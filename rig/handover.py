@@ -166,26 +166,28 @@ def _forbidden(found: Translation | NotMapped, live: Live, smep: bool) -> str:
 
 
 class HandOver:
-    """The hand-over of a run: what was executed, with names for it.
+    """The hand-over of a run: what was executed, with names for it. back: the way back from a kexec jump instead.
+
+    reached: what it leads to, the new image or the return of machine_kexec, was.
 
     :raise EvidenceError: there is no trace
     """
 
-    def __init__(self, evidence: Evidence) -> None:
+    def __init__(self, evidence: Evidence, *, back: bool = False) -> None:
         self.evidence = evidence
-        self.trace: Trace = evidence.trace
-        self.final = evidence.final_state()
-        # entered the new image
-        self.reached = Checkpoint.HANDOVER in evidence.facts.captured
+        self.back = back
+        self.trace: Trace = evidence.way_back if back else evidence.trace
+        self.final = evidence.final_state(back=back)
+        self.reached = (Checkpoint.RETURNED if back else Checkpoint.HANDOVER) in evidence.facts.captured
 
     @cached_property
     def tables(self) -> Tables:
-        """As they were where the hand-over ended, those live at its start also as they were at `machine-kexec`.
+        """As they were where the hand-over ended, those live at its start also as they were then.
 
         :raise EvidenceError: the hand-over's end was not seen, or what is needed was not kept
         """
-        end = KeptMemory(self.evidence, self.evidence.hand_over_end)
-        before = KeptMemory(self.evidence, Checkpoint.MACHINE_KEXEC)
+        end = KeptMemory(self.evidence, self.evidence.way_back_end if self.back else self.evidence.hand_over_end)
+        before = KeptMemory(self.evidence, Checkpoint.HANDOVER if self.back else Checkpoint.MACHINE_KEXEC)
         return Tables(end, self.trace.steps[0].state, (end, before))
 
     def after(self, step: Step) -> CpuState | None:
@@ -208,6 +210,10 @@ class HandOver:
         states |= {e.state.general["rip"]: e.state for e in self.trace.events if e.state.general["rip"] not in states}
         names = {pc: self.evidence.symbol_at(pc) for pc in states}
         control = dict(self._on_control_pages({pc: states[pc] for pc, name in names.items() if name == f"{pc:#x}"}))
+        image = self.evidence.facts.kimage
+        for mem, size in image.segments if image and self.back else ():
+            names |= {pc: f"image+{p - mem:#x}" for pc, p in control.items() if mem <= p < mem + size}
+            control = {pc: p for pc, p in control.items() if not mem <= p < mem + size}
         several = len({physical // PAGE_SIZE for physical in control.values()}) > 1
         for pc, physical in control.items():
             page = f" {physical & ~(PAGE_SIZE - 1):#x}" if several else ""

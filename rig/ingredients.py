@@ -88,6 +88,7 @@ def merged(old: Ingredients, fresh: Ingredients, gone: set[Path]) -> Ingredients
         init=fresh.init,
         control=modules.control,
         trigger=modules.trigger,
+        program=old.program if whole(old.program) else fresh.program,
         hypervisor=old.hypervisor if whole(old.hypervisor) else fresh.hypervisor,
         second_hypervisor=old.second_hypervisor if whole(old.second_hypervisor) else fresh.second_hypervisor,
         firmware=old.firmware if whole(old.firmware) else fresh.firmware,

@@ -1,7 +1,8 @@
 """Sabotage through the debugger, on kernels as they are. What is damaged is chosen from memory and registers. Pure.
 
 To add one: a decorated function Scene -> Change. At `machine-kexec` the damage is done after the capture, and may only
-be to memory; at `handover` before it. The machine is held in between.
+be to memory; at `handover` before it; at `returned`, of a kexec jump, it is done after the capture of `handover`, while
+the image is about to run. The machine is held in between.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ LARGE_PAGE = 2 << 20  # bytes, what an entry of a page directory maps in PAE and
 CODE = 512  # bytes of machine_kexec in which the instruction is looked for that turns interrupts off
 CLI, STI = b"\xfa", b"\xfb"  # SDM vol. 2
 CR0_WP, CR4_PGE = 1 << 16, 1 << 7  # SDM vol. 3, 2.5
+MOV_TO_CR3, INT3 = b"\x0f\x22\xd8", 0xCC  # mov cr3, (r|e)ax; SDM vol. 2
 
 
 @dataclass(frozen=True)
@@ -186,6 +188,46 @@ def torn_image(scene: Scene) -> Change:
                 raise EvidenceError(f"the last byte of purgatory, at {last:#x}, is {before:#x}: it may be in use")
             return Change((Damage(last, 1, before, 0xFF),))
     raise EvidenceError("where the image's segments lie is not known")
+
+
+# ---------------------------------------------------------------- the way back from a kexec jump
+
+
+@injection("stray-write", Checkpoint.RETURNED)
+def stray_write(scene: Scene) -> Change:
+    """While the image runs, a bit changes elsewhere: in the topmost page that is all zeros."""
+    address = _zero_page(scene) + scene.chance.randrange(PAGE_SIZE)
+    return Change((Damage(address, 1, 0, 1 << scene.chance.randrange(8)),))
+
+
+@injection("other-code-mapped", Checkpoint.RETURNED)
+def other_code_mapped(scene: Scene) -> Change:
+    """The image's tables map a copy of the control page where that runs, with INT3 behind the last change of CR3.
+
+    That is the one back to the old tables: by them the next instruction is the control page's, and the kernel goes on.
+    """
+    back = int.from_bytes(scene.memory.read(scene.cpu.general["rsp"], scene.arch.word), "little")
+    control, copy = back & ~(PAGE_SIZE - 1), _zero_page(scene)
+    entry = _mapping(scene, control)
+    code = bytearray(scene.memory.read(control, PAGE_SIZE))
+    behind = code.rfind(MOV_TO_CR3) + len(MOV_TO_CR3)
+    if behind < len(MOV_TO_CR3):
+        raise EvidenceError(f"no MOV to CR3 on the control page at {control:#x}")
+    code[behind] = INT3
+    words = (int.from_bytes(code[at : at + 8], "little") for at in range(0, PAGE_SIZE, 8))
+    written = [Damage(copy + 8 * n, 8, 0, word) for n, word in enumerate(words) if word]
+    pointer = Damage(entry.address, entry.size, entry.before, entry.before ^ control ^ copy)
+    return Change(tuple(sorted([*written, pointer], key=lambda d: d.address)), own=copy)
+
+
+def _mapping(scene: Scene, page: int) -> _Entry:
+    """The entry of the image's tables that maps a physical page elsewhere than at its own address."""
+    for root in (scene.cpu.cr3,) if scene.cpu.paging is not None else scene.kimage.pages:
+        space = walk(scene.memory, scene.mode, root)
+        for virtual in space.virtual[(space.physical == page) & (space.size == PAGE_SIZE)].tolist():
+            if virtual != page:
+                return _last_entry(scene, root, virtual)
+    raise EvidenceError(f"the image's tables map {page:#x} nowhere but at its own address")
 
 
 # ---------------------------------------------------------------- the image's own tables

@@ -15,7 +15,7 @@ from rig.memory import levels
 from rig.memory.physical import OutsideMemory
 from rig.model import Checkpoint, CheckResult, Failure, RunResult, Verdict
 
-BOOTS = "crash-kernel-boots"
+SURVIVES = {"crash-kernel-boots", "jump-returns"}  # fail when the guest dies
 
 
 def judge(evidence: Evidence) -> RunResult:
@@ -57,7 +57,8 @@ def _broke_off(evidence: Evidence) -> Failure | None:
     if facts.broke_off is None or not facts.post_mortem:
         return facts.broke_off
     try:
-        words = last_words(HandOver(evidence))
+        # there is a way on from the new image in a kexec jump only
+        words = last_words(HandOver(evidence, back=Checkpoint.HANDOVER in facts.captured))
     except EvidenceError as problem:
         words = problem.message
     hint = f"every instruction up to there is in {LISTING}"
@@ -89,7 +90,7 @@ def _surprise(evidence: Evidence, verdict: Verdict, checks: Sequence[CheckResult
     if extra := failed - expected:
         parts.append(f"{', '.join(sorted(extra))} failed")
     # A machine that dies as it should leaves nothing behind for the checks that look at what comes later.
-    died_as_expected = facts.died and BOOTS in expected & failed
+    died_as_expected = facts.died and bool(SURVIVES & expected & failed)
     unjudged = (Verdict.SKIP,) if died_as_expected else (Verdict.ERROR, Verdict.SKIP)
     if others := [c.name for c in checks if c.verdict in unjudged]:
         parts.append(f"{', '.join(others)} not judged")
@@ -110,17 +111,18 @@ def _sabotage_mismatch(evidence: Evidence, checks: Sequence[CheckResult]) -> lis
         if c.name == "pgd-survives"
         for e in c.figures.get("entries_changed", ())
     }
-    if Checkpoint.HANDOVER not in facts.captured:
+    seen_at = Checkpoint.RETURNED if facts.jump else Checkpoint.HANDOVER
+    if seen_at not in facts.captured:
         return []  # it died on the way: of its memory only the sabotage's own word is left
     if told != found:
         return [f"the sabotage changed entries {sorted(told)}, the rig named {sorted(found)}"]
     try:
-        if absent := [f"{d.address:#x}" for d in facts.damage if not _is_seen(evidence, d)]:
-            return [f"what the sabotage says it wrote is not in memory at {Checkpoint.HANDOVER}: {', '.join(absent)}"]
+        if absent := [f"{d.address:#x}" for d in facts.damage if not _is_seen(evidence, seen_at, d)]:
+            return [f"what the sabotage says it wrote is not in memory at {seen_at}: {', '.join(absent)}"]
         return [
-            f"{d.register} is not {d.after:#x} at {Checkpoint.HANDOVER}, as the sabotage says"
+            f"{d.register} is not {d.after:#x} at {seen_at}, as the sabotage says"
             for d in facts.register_damage
-            if evidence.crashing_cpu(Checkpoint.HANDOVER).register(d.register) != d.after
+            if evidence.crashing_cpu(seen_at).register(d.register) != d.after
         ]
     except EvidenceError as problem:
         return [f"what the sabotage did can't be seen: {problem.message}"]
@@ -143,9 +145,9 @@ def _told_entries(facts: Facts) -> set[tuple[int, int, int]]:
     return told
 
 
-def _is_seen(evidence: Evidence, damage: Damage) -> bool:
+def _is_seen(evidence: Evidence, seen_at: Checkpoint, damage: Damage) -> bool:
     try:
-        found = evidence.memory(Checkpoint.HANDOVER).read(damage.address, damage.size)
+        found = evidence.memory(seen_at).read(damage.address, damage.size)
     except OutsideMemory:
         return False  # the page was not kept: it never changed
     return int.from_bytes(found, "little") == damage.after

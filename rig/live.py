@@ -47,6 +47,8 @@ HINTS = {
     "crash-boot": "is crashkernel= large enough? The console shows how far it came; --deadline waits longer",
     "machine-kexec": "did the trigger do anything? The console's last lines are the first kernel's; "
     "--deadline waits longer",
+    "return": "the image was entered and did not come back; the console shows how far it came",
+    "user-space": "the kernel is back, its user space is not: the console shows what it waits for",
     "second-boot": "the console shows how far it came: `digests do not match` is purgatory's; --deadline waits longer",
 }
 

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from rig.model import Arch, LoadKind
 
 NOTHING = ":"  # as a command: no image is loaded while the guest is armed
+JUMP = "/rig/jump"  # guests/jump
+# Where the kernel's own code begins, physical: the image of a kexec jump lies over it while it is away.
+CODE = r"$(sed -n 's/^ *\([0-9a-f]*\)-.* : Kernel code$/\1/p' /proc/iomem)"
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,18 @@ LOADS: Mapping[str, Load] = {
         "CONFIG_KEXEC_FILE",
     ),
     "plain-late": Load("plain kexec that loads when it is asked to execute: kexec -f", LoadKind.PLAIN, NOTHING),
+    "jump": Load(
+        "kexec jump: an image that returns at once, kexec_load(2) with KEXEC_PRESERVE_CONTEXT",
+        LoadKind.JUMP,
+        f"{JUMP} load {CODE}",
+        option="CONFIG_KEXEC_JUMP",
+    ),
+    "jump-gdt": Load(
+        "kexec jump: before the image returns, it loads the GDT that the kernel had",
+        LoadKind.JUMP,
+        f"{JUMP} load {CODE} gdt",
+        option="CONFIG_KEXEC_JUMP",
+    ),
     "none": Load("no image is loaded: the panic must stay a plain one", LoadKind.NONE, NOTHING),
 }
 

@@ -70,6 +70,7 @@ class Checkpoint(enum.StrEnum):
     PANIC = "panic"
     MACHINE_KEXEC = "machine-kexec"
     HANDOVER = "handover"
+    RETURNED = "returned"  # kexec jump: machine_kexec has returned, its caller goes on
     CRASH_KERNEL = "crash-kernel"
     SECOND_KERNEL = "second-kernel"  # plain kexec's crash-kernel
 
@@ -125,6 +126,7 @@ class LoadKind(enum.StrEnum):
 
     CRASH = "crash"  # kexec -p: entered when the kernel panics
     PLAIN = "plain"  # kexec -l: entered when asked for
+    JUMP = "jump"  # KEXEC_PRESERVE_CONTEXT: entered when asked for, and comes back
     NONE = "none"  # nothing is loaded
 
 
@@ -324,6 +326,7 @@ class Ingredients:
     init: Path
     control: Path | None = None  # the sabotage's module
     trigger: Path | None = None  # the trigger's module
+    program: Path | None = None  # loads and enters the image of a kexec jump
     hypervisor: HypervisorFiles | None = None
     second_hypervisor: HypervisorFiles | None = None  # the one that kexec starts
     firmware: Path | None = None

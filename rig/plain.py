@@ -78,27 +78,28 @@ def _to_machine_kexec(run: Run, vm: Vm, gdb: GdbStub, recorder: Recorder) -> tup
         if not len(pages.destinations):
             raise EvidenceError("the image's list of pages is empty: nothing would be copied")
         run.learn(kimage=image)
-        run.inject(vm, gdb, recorder, Checkpoint.MACHINE_KEXEC, _moved(pages) | frozenset(pages.lists))
+        run.inject(vm, gdb, recorder, Checkpoint.MACHINE_KEXEC, moved(pages) | frozenset(pages.lists))
     return image, pages
 
 
 def _to_new_image(run: Run, vm: Vm, gdb: GdbStub, recorder: Recorder, image: Kimage, pages: PageList) -> None:
-    moved = _moved(pages)
+    away = moved(pages)
     with run.in_phase("hand-over", f"the new image's entry {image.start:#x}") as deadline:
         with run.recorded(vm):
             _until(run, vm, gdb, int(pages.destinations[0]), deadline, write=True)
-        before = recorder.differing(moved)
+        before = recorder.differing(away)
         with run.unrecorded(vm, f"the rest of the copying of {len(pages.destinations)} pages"):
             _until(run, vm, gdb, pages.end, deadline, write=False)
         with run.recorded(vm, join=True):
             run.stop_at(vm, gdb, image.start, deadline)
         run.inject(vm, gdb, recorder, Checkpoint.HANDOVER)
-        run.capture(vm, recorder, Checkpoint.HANDOVER, leave_out=moved)
-        recorder.add(Checkpoint.HANDOVER, before | _keep_copied(run, recorder, pages))
+        run.capture(vm, recorder, Checkpoint.HANDOVER, leave_out=away)
+        recorder.add(Checkpoint.HANDOVER, before | keep_copied(run, recorder, pages))
         vm.console.discard()
 
 
-def _moved(pages: PageList) -> frozenset[int]:
+def moved(pages: PageList) -> frozenset[int]:
+    """Physical addresses of all pages that are copied from and to."""
     return frozenset(np.concatenate([pages.destinations, pages.sources]).tolist()) - {NOWHERE}
 
 
@@ -115,7 +116,7 @@ def _until(run: Run, vm: Vm, gdb: GdbStub, address: int, deadline: Deadline, *, 
         raise GuestError(f"CPU {cpu.cpu} accessed {address:#x} at {stop.pc:#x}, before the tables were switched")
 
 
-def _keep_copied(run: Run, recorder: Recorder, pages: PageList) -> dict[int, bytes]:
+def keep_copied(run: Run, recorder: Recorder, pages: PageList) -> dict[int, bytes]:
     """Keep what was copied as hashes. Returns the destinations that don't hold what was to be copied there, by pfn."""
     now = [recorder.live.read(int(address), PAGE_SIZE) for address in pages.destinations]
     hashes = np.array([xxhash.xxh3_64_intdigest(page) for page in now], np.uint64)

@@ -15,7 +15,7 @@ import rig
 from rig import catalog, ingredients, loads
 from rig.errors import RequestError
 from rig.facts import Manifest
-from rig.guest import disk, hypervisor, initramfs, legacy, makedumpfile
+from rig.guest import disk, hypervisor, initramfs, legacy, makedumpfile, program
 from rig.guest.cache import Cache
 from rig.guest.keys import RunKeys
 from rig.guest.packages import PackageCache
@@ -85,7 +85,7 @@ def cmdlines(guest: Guest, scenario: Scenario, release: str, into: Guest | None 
     the first kernel. One that can't place the crash region is told where, unless the scenario says more. into: what the
     second is for, if that is another guest.
     """
-    plain = loads.kind(scenario.load) is LoadKind.PLAIN
+    plain = loads.kind(scenario.load) in (LoadKind.PLAIN, LoadKind.JUMP)
     console = DOM0_CMDLINE if into is not None and into.hypervisor else CMDLINE
     placed = ages.older(release, ages.CRASHKERNEL_PLACED) and "@" not in guest.crashkernel
     usual = CRASHKERNEL_FIXED[guest.arch] if placed else guest.crashkernel
@@ -189,6 +189,7 @@ def gather(plan: RunPlan, cache: PackageCache, cancel: threading.Event) -> Ingre
     wanted = TRIGGERS[plan.scenario.trigger].module
     own = catalog.roots()[0]
     dump = plan.scenario.dump
+    jumps = loads.kind(plan.scenario.load) is LoadKind.JUMP
     above = plan.into.hypervisor if plan.into else ""
     return Ingredients(
         kernel=kernel,
@@ -196,6 +197,7 @@ def gather(plan: RunPlan, cache: PackageCache, cancel: threading.Event) -> Ingre
         userlands=(_userland(cache, kernel, dump, cancel), _userland(cache, crash, dump, cancel)),
         init=own / "guests" / "init" / "init",
         control=build_module(sources, kernel, cache) if sources else None,
+        program=program.build(own / "guests" / "jump" / "jump.c", kernel.arch, cache.cache) if jumps else None,
         trigger=build_module(own / "kernels" / "triggers" / MODULE, kernel, cache) if wanted else None,
         hypervisor=hypervisor.obtain(guest.hypervisor, cache) if guest.hypervisor else None,
         second_hypervisor=hypervisor.obtain(above, cache) if above else None,
@@ -233,11 +235,11 @@ def _open_file(file: IO[bytes]) -> Path:
 
 def accelerator(plan: RunPlan, options: Options, cache: Cache) -> accel.Accel:
     """What the machine runs under. MachineError when KVM is asked for and can't be had."""
-    if loads.kind(plan.scenario.load) is not LoadKind.PLAIN:
+    if loads.kind(plan.scenario.load) not in (LoadKind.PLAIN, LoadKind.JUMP):
         return accel.choose(options.accel, memo=cache.root / "kvm.json")
     if options.accel == "kvm":
-        raise RequestError("plain kexec can't be recorded under KVM", hint="leave out --accel kvm")
-    return accel.Accel("tcg", "stepping through the copying of a plain kexec's image would take hours under KVM")
+        raise RequestError("the copying of an image can't be recorded under KVM", hint="leave out --accel kvm")
+    return accel.Accel("tcg", "stepping through the copying of an image would take hours under KVM")
 
 
 def _crash_kernel(plan: RunPlan, kernel: KernelFiles) -> tuple[Kernel, str]:
@@ -295,13 +297,16 @@ def initramfs_of(plan: RunPlan, made_of: Ingredients, keys: bytes) -> bytes:
     kernel, crash = made_of.kernel, made_of.crash_kernel
     first, second = made_of.userlands
     init = made_of.init.read_bytes()
+    # No device drivers: the first kernel must not set up a device that writes to memory by DMA.
+    base = initramfs.base(first.only("/bin/busybox", "/sbin/kexec"), kernel.dom0_modules, init)
+    if made_of.program:
+        return initramfs.jumping(base, made_of.program.read_bytes())
     filters = (makedumpfile.PROGRAM,) if plan.scenario.dump is Dump.MAKEDUMPFILE else ()
     plain = loads.kind(plan.scenario.load) is LoadKind.PLAIN
     served = () if plain else tuple(path for path in ("/usr/sbin/dropbear", *filters) if path in second.files)
     modules = crash.modules + (crash.disk_modules if plan.scenario.dump_to is DumpTo.DISK else ())
     blob = initramfs.first(
-        # No device drivers: the first kernel must not set up a device that writes to memory by DMA.
-        initramfs.base(first.only("/bin/busybox", "/sbin/kexec"), kernel.dom0_modules, init),
+        base,
         crash.bzimage,
         initramfs.base(second.only("/bin/busybox", *served), crash.dom0_modules if plain else modules, init),
         keys,

@@ -53,14 +53,15 @@ class Row:
 def sabotages(catalogue: Catalogue) -> list[Scenario]:
     """The scenarios that do damage on purpose: by a module, through the debugger, or by a kernel that misbehaves.
 
-    Also those that load nothing and yet expect a failure: with nothing to damage, the kernel is told to end otherwise.
+    Also those that expect a failure without it: where nothing is loaded, there is nothing to damage, and the kernel is
+    told to end otherwise; kernels that can't come back from a kexec jump fail by themselves.
     """
     return [
         scenario
         for scenario in catalogue.scenarios.values()
         if scenario.sabotage
         or (scenario.kernel and catalogue.kernels[scenario.kernel].patch)
-        or (scenario.expect is Verdict.FAIL and kind(scenario.load) is LoadKind.NONE)
+        or (scenario.expect is Verdict.FAIL and kind(scenario.load) in (LoadKind.NONE, LoadKind.JUMP))
     ]
 
 

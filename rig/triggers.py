@@ -12,6 +12,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from rig.loads import JUMP
+from rig.model import LoadKind
+
 if TYPE_CHECKING:
     from rig.vm.qemu import Vm
 
@@ -72,10 +75,12 @@ class Trigger:
     cpus: int = 1
     own_task: bool = True
     hypervisor: bool = False  # only where a hypervisor runs the machine
-    plain: bool = False  # asks for a plain kexec instead of making the kernel panic
+    enters: LoadKind = LoadKind.CRASH  # the kind of image that it enters; others than CRASH without a panic
 
 
 MODULE = "crash"  # in kernels/triggers
+ENTERED = "/tmp/rig-entered"  # what the process that entered an image and came back was told: 0 or the errno
+BACK = b"@rig back\n"  # printed by it then
 READY = b"@rig ready\n"  # printed by a process that waits for an act
 
 # `echo` is a builtin: the shell process itself makes the system call.
@@ -230,11 +235,18 @@ TRIGGERS: Mapping[str, Trigger] = {
     "softirq": _module("panic() in a softirq, of a tasklet", "softirq"),
     "timer": _module("panic() in the softirq of a timer, while user code runs", "timer", then=SPIN),
     "thread": _module("panic() in a kernel thread, on page tables that it has borrowed", "thread", own_task=False),
-    "kexec-e": Trigger("kexec -e: the kernel is asked to enter the image that was loaded", "kexec -e", plain=True),
+    "kexec-e": Trigger(
+        "kexec -e: the kernel is asked to enter the image that was loaded", "kexec -e", enters=LoadKind.PLAIN
+    ),
     "kexec-f": Trigger(
         "kexec -f: loads the image and enters it, in one command",
         'kexec -f -c /rig/crash-kernel --initrd=/rig/crash-initrd --command-line="$(cat /tmp/rig-cmdline)"',
-        plain=True,
+        enters=LoadKind.PLAIN,
+    ),
+    "kexec-jump": Trigger(
+        "the kernel is asked to enter the image that was loaded, which is to return",
+        f'{JUMP} enter; echo $? > {ENTERED}; printf "@r""ig back\\n"',
+        enters=LoadKind.JUMP,
     ),
     "xen-key-c": Trigger(
         "C on the console of a Xen hypervisor, after Ctrl-A three times: the hypervisor itself crashes",

@@ -17,9 +17,9 @@ from rig.model import Arch, Kernel, LoadKind, PagingMode, Verdict
 ROOT = Path(__file__).resolve().parent.parent
 KNOWN = Registries(
     checks={name: tuple(itertools.product(each.dumps, each.kinds)) for name, each in REGISTRY.items()},
-    triggers=("sysrq-c", "thread", "kexec-e"),
-    plain_triggers=("kexec-e",),
-    loads={"kexec_load": LoadKind.CRASH, "plain": LoadKind.PLAIN, "none": LoadKind.NONE},
+    triggers=("sysrq-c", "thread", "kexec-e", "kexec-jump"),
+    enters={"kexec-e": LoadKind.PLAIN, "kexec-jump": LoadKind.JUMP},
+    loads={"kexec_load": LoadKind.CRASH, "plain": LoadKind.PLAIN, "jump": LoadKind.JUMP, "none": LoadKind.NONE},
     injections=("flip-pgd-bit",),
     own_task=("user-space-survives",),
     strangers=("thread",),
@@ -118,7 +118,13 @@ def test_the_rigs_own_catalogue() -> None:
             "exactly one of package, source and image",
             "",
         ),
-        ("scenarios/crash", "sysrq-c", "sysrq-d", "trigger: unknown name 'sysrq-d'", "valid: kexec-e, sysrq-c"),
+        (
+            "scenarios/crash",
+            "sysrq-c",
+            "sysrq-d",
+            "trigger: unknown name 'sysrq-d'",
+            "valid: kexec-e, kexec-jump, sysrq-c",
+        ),
         ("scenarios/crash", '"pgd-survives"', '"pgd-survive"', "did you mean 'pgd-survives'?", "valid: address-"),
         ("scenarios/crash", '["pgd-survives"]', "[]", "checks: the list is empty", ""),
         ("scenarios/crash", '["pgd-survives"]', '["pgd-survives", 1]', "checks: Expected `str`, got `int`", ""),
@@ -235,7 +241,13 @@ def test_a_task_that_does_not_die_is_not_judged(write: Write, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("load", "trigger", "valid"), [("plain", "sysrq-c", "kexec-e"), ("none", "kexec-e", "sysrq-c, thread")]
+    ("load", "trigger", "valid"),
+    [
+        ("plain", "sysrq-c", "kexec-e"),
+        ("none", "kexec-e", "sysrq-c, thread"),
+        ("jump", "kexec-e", "kexec-jump"),
+        ("plain", "kexec-jump", "kexec-e"),
+    ],
 )
 def test_a_trigger_enters_the_kind_of_image_that_is_loaded(
     write: Write, tmp_path: Path, load: str, trigger: str, valid: str

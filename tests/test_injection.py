@@ -185,6 +185,47 @@ def test_stale_registers_are_one_bit_more(name: str, register: str, value: int) 
     assert scene().cpu.register(register) == change.before
 
 
+# ---------------------------------------------------------------- the way back from a kexec jump
+
+
+def test_a_stray_write_is_one_bit_of_the_topmost_page_of_zeros() -> None:
+    [flip] = INJECTIONS["stray-write"].choose(scene()).memory
+    assert flip.address // PAGE_SIZE == 0x3FFF
+    assert (flip.before, flip.after.bit_count()) == (0, 1)
+
+
+def away() -> Scene:
+    """The image has been called from the control page, and runs on its own tables."""
+    stack, code = 0x9000, b"\x0f\x22\xd8\x44\x0f\x22\xc0"  # mov cr3, rax; mov cr0, r8
+    control = (b"\x90" * 0x120 + b"\x0f\x22\xd8\x90" + b"\x90" * 0x60 + code).ljust(PAGE_SIZE, b"\0")
+    pages = EVERYTHING | {
+        CONTROL // PAGE_SIZE: control,
+        stack // PAGE_SIZE: (CONTROL + 0x12D).to_bytes(8, "little").rjust(PAGE_SIZE, b"\0"),
+    }
+    state = replace(scene().cpu, cr3=ROOT, general={**scene().cpu.general, "rsp": stack + PAGE_SIZE - 8})
+    return replace(scene(), crash_region=None, cpu=state, memory=PagesMemory(pages))
+
+
+def test_other_code_is_mapped_where_the_control_page_runs_and_only_behind_the_last_change_of_cr3() -> None:
+    forged = away()
+    change = INJECTIONS["other-code-mapped"].choose(forged)
+    assert change.own == 0x3FFF000
+    [pointer] = [word for word in change.memory if word.address // PAGE_SIZE == TEXT_PT // PAGE_SIZE]
+    assert (pointer.before, pointer.after) == (CONTROL | 0x63, 0x3FFF063)
+    copy = bytearray(PAGE_SIZE)
+    for word in change.memory:
+        if word is not pointer:
+            copy[word.address % PAGE_SIZE : word.address % PAGE_SIZE + 8] = word.after.to_bytes(8, "little")
+    original = forged.memory.read(CONTROL, PAGE_SIZE)
+    assert [(at, copy[at]) for at in range(PAGE_SIZE) if copy[at] != original[at]] == [(0x120 + 4 + 0x60 + 3, 0xCC)]
+
+
+def test_without_a_way_back_there_is_no_other_code_to_map() -> None:
+    forged = away()
+    with pytest.raises(EvidenceError, match="nowhere but at its own address"):
+        INJECTIONS["other-code-mapped"].choose(replace(forged, cpu=replace(forged.cpu, cr3=OLD)))
+
+
 # ---------------------------------------------------------------- plain kexec: no crash region
 
 

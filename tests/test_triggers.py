@@ -10,6 +10,7 @@ import subprocess
 import pytest
 
 from rig.catalog import roots
+from rig.model import LoadKind
 from rig.triggers import MODULE, READY, SPIN, TRIGGERS, WAIT, ConsoleInput, trigger_line
 
 TOKEN = "0123456789abcdef"
@@ -20,7 +21,9 @@ def test_a_trigger_is_pulled_in_the_guest_or_from_outside() -> None:
     assert TRIGGERS["xen-key-c"].act == ConsoleInput("\x01\x01\x01C")
 
 
-@pytest.mark.parametrize("name", [name for name, trigger in TRIGGERS.items() if trigger.command and not trigger.plain])
+@pytest.mark.parametrize(
+    "name", [name for name, trigger in TRIGGERS.items() if trigger.command and trigger.enters is LoadKind.CRASH]
+)
 def test_a_trigger_fits_into_the_shells_quotes_and_keeps_the_token_apart(name: str) -> None:
     line = trigger_line(TRIGGERS[name], TOKEN)
     assert line.count("'") == 2
@@ -52,7 +55,7 @@ def test_a_process_that_waits_says_so() -> None:
         assert (WAIT in trigger.command) == (trigger.act is not None and bool(trigger.command))
 
 
-@pytest.mark.parametrize("name", [name for name, trigger in TRIGGERS.items() if not trigger.plain])
+@pytest.mark.parametrize("name", [name for name, trigger in TRIGGERS.items() if trigger.enters is LoadKind.CRASH])
 def test_nothing_forks_between_the_pattern_and_the_panic(name: str) -> None:
     """After a fork the pattern's pages are read-only until written, and not taken for the task's own data."""
     builtins = {"echo", "printf", "while", ":", "do", "done", *re.findall(r"\bp=\S+", TRIGGERS[name].command)}

@@ -15,9 +15,10 @@ from rig.errors import EvidenceError
 from rig.evidence import Evidence
 from rig.model import CheckResult, Dump, LoadKind, Verdict
 
-_FAMILIES = ("pgd", "space", "ledger", "crash", "vmcore", "handover", "entry", "placement", "identity", "image")
+_FAMILIES = ("pgd", "space", "ledger", "crash", "vmcore", "handover", "entry", "placement", "identity", "image", "jump")
 
-IMAGES = (LoadKind.CRASH, LoadKind.PLAIN)  # kinds of what judges the way to any new image
+KERNELS = (LoadKind.CRASH, LoadKind.PLAIN)  # kinds of what judges the kernel that was started
+IMAGES = (*KERNELS, LoadKind.JUMP)  # kinds of what judges the way to any new image
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rig.checks import IMAGES, check
+from rig.checks import KERNELS, check
 from rig.errors import EvidenceError
 from rig.evidence import Evidence
 from rig.model import CheckResult, LoadKind, Verdict
@@ -13,7 +13,7 @@ from rig.model import CheckResult, LoadKind, Verdict
 @check(
     "crash-kernel-boots",
     "the new kernel reached user space; a crash kernel has /proc/vmcore there",
-    kinds=IMAGES,
+    kinds=KERNELS,
 )
 def crash_kernel_boots(evidence: Evidence) -> CheckResult:
     """By the new kernel's own word from its user space: its release, its command line, whether /proc/vmcore exists.

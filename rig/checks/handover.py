@@ -21,6 +21,9 @@ from rig.model import CheckResult, CpuState, Verdict
 from rig.trace import MAX_CODE, Change, Step, changes
 
 PGE = 1 << 7  # in CR4
+# What the way led to, by HandOver.back.
+REACHED = {False: "the new image was entered", True: "machine_kexec had returned"}
+UNREACHED = {False: "the new image was never entered", True: "machine_kexec never returned"}
 # What decides which code and data an address means. LDT and TR are not used on the way.
 PREPARED = ("cr0", "cr3", "gdtr", "idtr", "cs", "ss", "ds", "es", "fs", "gs", "ldt", "tr")
 
@@ -30,7 +33,7 @@ def _result(name: str, hand_over: HandOver, failure: str, good: str, figures: Ma
     if failure:
         return CheckResult(name, Verdict.FAIL, failure, figures)
     if not hand_over.reached:
-        return CheckResult(name, Verdict.ERROR, f"{good}, but the new image was never entered", figures)
+        return CheckResult(name, Verdict.ERROR, f"{good}, but {UNREACHED[hand_over.back]}", figures)
     return CheckResult(name, Verdict.PASS, good, figures)
 
 
@@ -62,7 +65,10 @@ def switch_is_safe(evidence: Evidence) -> CheckResult:
     SDM vol. 3, 9.9.1: the code that switches paging on or off must be identity-mapped; what it asks for there holds for
     any change of CR3. Global translations outlive a change of CR3 (4.10.4.1): whether CR4.PGE was set is recorded.
     """
-    hand_over = HandOver(evidence)
+    return judge_switches(HandOver(evidence))
+
+
+def judge_switches(hand_over: HandOver) -> CheckResult:
     judged = [_judge_switch(hand_over, switch) for switch in _switches(hand_over)]
     if not judged:
         raise EvidenceError("the trace has no switch of page tables")
@@ -166,7 +172,10 @@ def _setting(state: CpuState) -> dict[str, Any]:
 @check("interrupts-off", "IF=0 from before the first change of tables or segments to the new image", kinds=IMAGES)
 def interrupts_off(evidence: Evidence) -> CheckResult:
     """EFLAGS.IF before each instruction, from the first one that changes CR0.PG, CR3, GDTR, IDTR or a segment on."""
-    hand_over = HandOver(evidence)
+    return judge_interrupts(HandOver(evidence))
+
+
+def judge_interrupts(hand_over: HandOver) -> CheckResult:
     all_changes = list(changes(hand_over.trace, hand_over.final))
     first = next((change for change in all_changes if _prepares(change)), None)
     if first is None:
@@ -190,7 +199,7 @@ def interrupts_off(evidence: Evidence) -> CheckResult:
     if enabled:
         failure = f"interrupts were on at {hand_over.where(enabled[0])}, step {enabled[0].number}"
     elif hand_over.reached and hand_over.final is not None and _interrupt_flag(hand_over.final):
-        failure = "interrupts were on when the new image was entered"
+        failure = f"interrupts were on when {REACHED[hand_over.back]}"
     if failure:
         failure += f"; {first.name} is changed from step {start} on"
         failure += f", and {len(taken)} interrupts were taken" if taken else ""
@@ -219,7 +228,10 @@ def _interrupt_flag(state: CpuState) -> bool:
 )
 def executes_nx_safe(evidence: Evidence) -> CheckResult:
     """All pages of all instructions, and of the one that a guest that died was to execute next."""
-    hand_over = HandOver(evidence)
+    return judge_fetches(HandOver(evidence))
+
+
+def judge_fetches(hand_over: HandOver) -> CheckResult:
     steps = hand_over.trace.steps
     fetches = [(step.number, step.state, step.pc, len(step.code)) for step in steps]
     if not hand_over.reached and (end := hand_over.after(steps[-1])) is not None:

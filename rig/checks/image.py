@@ -17,7 +17,11 @@ NAME = "image-copied"
 SHOWN = 16  # pages in figures
 
 
-@check(NAME, "every page of the image arrived at its place as it was when it was loaded", kinds=(LoadKind.PLAIN,))
+@check(
+    NAME,
+    "every page of the image arrived at its place as it was when it was loaded",
+    kinds=(LoadKind.PLAIN, LoadKind.JUMP),
+)
 def image_copied(evidence: Evidence) -> CheckResult:
     """Each destination at `handover` against its source at `machine-kexec`, by the list that kimage->head leads to.
 

@@ -97,7 +97,7 @@ def _interval(evidence: Evidence, between: Interval, common: list[Claim]) -> _In
     region = evidence.facts.crash_region
     outside = [c for c in changes if region is None or c.address not in region]
     size = sum(c.length for c in outside)
-    extra = _ad_claims(evidence, *between)
+    extra = ad_claims(evidence, *between)
     if between[1] is Checkpoint.CRASH_KERNEL:
         extra.append(Claim(*LOW_MEMORY, "first 640 KiB, given to the crash kernel (saved by purgatory)"))
         others = (r for r in evidence.facts.iomem if r.name == CRASH_KERNEL and r != region)
@@ -234,7 +234,7 @@ def _crash_image_claims(evidence: Evidence) -> Iterator[Claim]:
                     yield Claim(page, page + PAGE_SIZE, "vmcoreinfo, the copy in the crash region")
 
 
-def _ad_claims(evidence: Evidence, a: Checkpoint, b: Checkpoint) -> list[Claim]:
+def ad_claims(evidence: Evidence, a: Checkpoint, b: Checkpoint) -> list[Claim]:
     """Entries of known page tables in which only accessed and dirty bits were set: by the CPU (SDM vol. 3, 4.8)."""
     facts = evidence.facts
     if facts.mode is None:
@@ -242,7 +242,7 @@ def _ad_claims(evidence: Evidence, a: Checkpoint, b: Checkpoint) -> list[Claim]:
     size = levels.MODES[facts.mode].entry_size
     depth = len(levels.MODES[facts.mode].levels) - 1  # as if all were PTEs: in others bit 6 means nothing
     before, after = evidence.memory(a), evidence.memory(b)
-    kept = set(evidence.pages(b)) | (set() if a is Checkpoint.PANIC else set(evidence.pages(a)))
+    kept = set(evidence.pages(b)) | (set() if a is evidence.base else set(evidence.pages(a)))
     found = []
     for table in {*facts.tables, *facts.user_tables, *facts.other_tables, *facts.handover_tables}:
         if table // PAGE_SIZE not in kept:

@@ -15,9 +15,8 @@ from rig.memory import levels, paging
 from rig.memory.diff import bytes_changed, changed_ranges
 from rig.memory.paging import EntryChanges
 from rig.memory.physical import OutsideMemory
-from rig.model import PAGE_SIZE, Checkpoint, CheckResult, PagingMode, Verdict
+from rig.model import PAGE_SIZE, Checkpoint, CheckResult, LoadKind, PagingMode, Verdict
 
-AFTER = (Checkpoint.MACHINE_KEXEC, Checkpoint.HANDOVER, Checkpoint.CRASH_KERNEL)
 DUMP = "vmcore"  # where the figures say that the page was seen in the dump
 
 
@@ -35,10 +34,13 @@ class _Later:
 
 
 @check(
-    "pgd-survives", "the page that CR3 points to is byte-identical from the panic to the crash kernel, and in its dump"
+    "pgd-survives",
+    "the page that CR3 points to is byte-identical from the panic to the crash kernel, and in its dump",
+    kinds=(LoadKind.CRASH, LoadKind.JUMP),
 )
 def pgd_survives(evidence: Evidence) -> CheckResult:
-    """Compare the pgd's page at `panic` with every later checkpoint and with the dump.
+    """Compare the pgd's page at `panic` with every later checkpoint and with the dump; in a kexec jump, which has
+    neither, at `machine-kexec` with `handover` and `returned`.
 
     Accessed and dirty bits that the CPU sets by itself are counted apart and don't fail it (SDM vol. 3, 4.8). With PAE
     the 32 bytes of the PDPT give the entries; the page around them counts as well.
@@ -51,7 +53,7 @@ def pgd_survives(evidence: Evidence) -> CheckResult:
     facts = evidence.facts
     mode, root = _root(facts)
     page = root & ~(PAGE_SIZE - 1)
-    before = _page(evidence, Checkpoint.PANIC, page)
+    before = _page(evidence, evidence.course[0], page)
     later = [_compare(mode, root % PAGE_SIZE, before, *one) for one in _later_pages(evidence, page)]
     figures = _figures(facts, mode, root, later)
     where = f"{_name(facts)} at {root:#x}"
@@ -64,11 +66,13 @@ def pgd_survives(evidence: Evidence) -> CheckResult:
         changed = f"{figures['bytes_changed']} of {PAGE_SIZE} bytes, {what}"
         summary = f"{where} was overwritten: {changed}, first seen at {first.where}"
         return CheckResult("pgd-survives", Verdict.FAIL, summary, figures)
-    missing = [str(c) for c in AFTER if c not in facts.captured] + ([DUMP] if facts.dump is None else [])
+    missing = [str(c) for c in evidence.course if c not in facts.captured]
+    missing += [DUMP] if facts.dump is None and not facts.jump else []
     if missing:
         summary = f"{where}: unchanged so far, but it was never seen at {', '.join(missing)}"
         return CheckResult("pgd-survives", Verdict.ERROR, summary, figures)
-    summary = f"{where}: 0 of {PAGE_SIZE} bytes changed from panic to crash kernel, nor in its dump"
+    course = "out and back" if facts.jump else "from panic to crash kernel, nor in its dump"
+    summary = f"{where}: 0 of {PAGE_SIZE} bytes changed {course}"
     return CheckResult("pgd-survives", Verdict.PASS, summary, figures)
 
 
@@ -91,9 +95,9 @@ def _page(evidence: Evidence, checkpoint: Checkpoint, address: int) -> bytes:
 
 
 def _later_pages(evidence: Evidence, address: int) -> Iterator[tuple[str, bytes]]:
-    """(where, page) of all that was seen of the pgd's page after `panic`, in order."""
+    """(where, page) of all that was seen of the pgd's page after the first capture, in order."""
     facts = evidence.facts
-    for checkpoint in AFTER:
+    for checkpoint in evidence.course[1:]:
         if checkpoint in facts.captured:
             yield str(checkpoint), _page(evidence, checkpoint, address)
     if facts.dump is not None:

@@ -17,9 +17,8 @@ from rig.memory.paging import EntryChanges, NotMapped
 from rig.memory.physical import Memory, OutsideMemory
 from rig.memory.spaces import Difference, compare, worst
 from rig.memory.walk import AddressSpace, walk
-from rig.model import Checkpoint, CheckResult, PagingMode, Verdict
+from rig.model import Checkpoint, CheckResult, LoadKind, PagingMode, Verdict
 
-AFTER = (Checkpoint.MACHINE_KEXEC, Checkpoint.HANDOVER, Checkpoint.CRASH_KERNEL)
 SHOWN = 8  # changed tables, and changed entries of each, that the figures tell
 MODES = levels.MODES
 NO_CHANGE = EntryChanges((), (), 0, 0)
@@ -55,17 +54,20 @@ class _Later:
 @check(
     "address-space-survives",
     "every page-table page reachable from the pgd, and every translation, is the same from the panic to the end",
+    kinds=(LoadKind.CRASH, LoadKind.JUMP),
 )
 def address_space_survives(evidence: Evidence) -> CheckResult:
     """Compare the tables at `panic` with every later checkpoint, and what they map: of both twins, where there are two.
+    In a kexec jump those at `machine-kexec`, as long as the old tables are live: with `handover` and `returned`.
 
     Accessed and dirty bits that the CPU itself sets are counted apart (SDM vol. 3, 4.8). As long as no table changed
     by more, the translations are the same by construction and are not compared again.
     """
     facts, mode = evidence.facts, _mode(evidence.facts)
-    before = evidence.memory(Checkpoint.PANIC)
+    first, *later_on = evidence.course
+    before = evidence.memory(first)
     spaces = {root: _whole(before, mode, root) for root in roots(facts)}
-    seen = [_later(evidence, spaces, c) for c in AFTER if c in facts.captured]
+    seen = [_later(evidence, spaces, c) for c in later_on if c in facts.captured]
     difference = worst(later.difference for later in seen)
     changed: dict[_Table, tuple[Checkpoint, EntryChanges]] = {}
     for later in seen:
@@ -85,24 +87,25 @@ def address_space_survives(evidence: Evidence) -> CheckResult:
     }
     tables = figures["tables_compared"]
     if changed:
-        first, (where, _) = next(iter(changed.items()))
-        size = _size(mode, first)
+        table, (where, _) = next(iter(changed.items()))
+        size = _size(mode, table)
         summary = (
             f"{len(changed)} of {tables} page-table pages changed, first seen at {where}, the first a"
-            f" {MODES[mode].levels[first.depth].table} at {first.address:#x}; of {total} translations"
+            f" {MODES[mode].levels[table.depth].table} at {table.address:#x}; of {total} translations"
             f" {difference.lost} are lost, {difference.redirected} redirected, {difference.permissions} have other"
             f" permissions; {difference.added} are new"
         )
-        before_it, after_it = (evidence.memory(c).read(first.address, size) for c in (Checkpoint.PANIC, where))
-        ranges = [(first.address + at, first.address + at + n) for at, n in changed_ranges(before_it, after_it)]
+        before_it, after_it = (evidence.memory(c).read(table.address, size) for c in (first, where))
+        ranges = [(table.address + at, table.address + at + n) for at, n in changed_ranges(before_it, after_it)]
         figures["writer"], figures["writers"] = writer(evidence, where, ranges)
         return CheckResult("address-space-survives", Verdict.FAIL, summary, figures)
     summary = f"{tables} page-table pages, {total} translations"
-    if missing := [str(c) for c in AFTER if c not in facts.captured]:
+    if missing := [str(c) for c in evidence.course if c not in facts.captured]:
         summary += f": unchanged so far, but never seen at {', '.join(missing)}"
         return CheckResult("address-space-survives", Verdict.ERROR, summary, figures)
     twins = ", user twin included" if facts.user_pgd is not None else ""
-    summary += f"{twins}: all unchanged from panic to crash kernel"
+    course = "out and back" if facts.jump else "from panic to crash kernel"
+    summary += f"{twins}: all unchanged {course}"
     return CheckResult("address-space-survives", Verdict.PASS, summary, figures)
 
 
@@ -137,7 +140,7 @@ def _tables(space: AddressSpace) -> list[_Table]:
 
 
 def _later(evidence: Evidence, spaces: Mapping[Root, AddressSpace], checkpoint: Checkpoint) -> _Later:
-    before, after = evidence.memory(Checkpoint.PANIC), evidence.memory(checkpoint)
+    before, after = evidence.memory(evidence.course[0]), evidence.memory(checkpoint)
     every: dict[_Table, EntryChanges] = {}
     differences: list[Difference] = []
     translations = 0

@@ -24,6 +24,7 @@ CALLERS = 4  # of each
 
 TO_MACHINE_KEXEC: Interval = (Checkpoint.PANIC, Checkpoint.MACHINE_KEXEC)
 TO_HANDOVER: Interval = (Checkpoint.MACHINE_KEXEC, Checkpoint.HANDOVER)
+TO_RETURN: Interval = (Checkpoint.HANDOVER, Checkpoint.RETURNED)
 
 
 def _writes(steps: Iterable[Step], tables: Tables) -> Iterator[Touch]:
@@ -75,13 +76,15 @@ def recorded(evidence: Evidence, interval: Interval) -> Writers | None:
     elif interval == TO_MACHINE_KEXEC:
         hand_over = facts.symbols.get(MACHINE_KEXEC)
         steps = tuple(itertools.takewhile(lambda step: step.pc != hand_over, evidence.recording.steps))
+    elif interval == TO_RETURN:
+        steps = evidence.way_back.steps
     else:
         return None
 
-    # the crashed task's as they were at `panic`; the image's own are filled in later on some kernels
-    panic = KeptMemory(evidence, Checkpoint.PANIC)
-    later = KeptMemory(evidence, Checkpoint.HANDOVER) if Checkpoint.HANDOVER in facts.captured else panic
-    return Writers(steps, Tables(later, evidence.crashing_cpu(Checkpoint.PANIC), (panic,))) if steps else None
+    # the crashed task's as they were first; the image's own are filled in later on some kernels
+    first = KeptMemory(evidence, evidence.base)
+    later = KeptMemory(evidence, Checkpoint.HANDOVER) if Checkpoint.HANDOVER in facts.captured else first
+    return Writers(steps, Tables(later, evidence.crashing_cpu(evidence.base), (first,))) if steps else None
 
 
 @functools.lru_cache(maxsize=2)

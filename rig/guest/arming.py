@@ -5,6 +5,7 @@ Everything is asked over the guest's shell. What a kernel lacks is told by its C
 
 from __future__ import annotations
 
+import errno
 import gzip
 import re
 from collections.abc import Callable, Mapping
@@ -25,7 +26,7 @@ TRIGGER = "/rig/trigger.ko"
 # Bytes of a CPU's crash notes in 2.6.18 (MAX_NOTE_BYTES, include/linux/kexec.h). Kernels without crash_notes_size don't
 # tell, and this is the most that it ever was.
 NOTE_BYTES = 1024
-FLAGS = {LoadKind.CRASH: "-p", LoadKind.PLAIN: "-l", LoadKind.NONE: ""}
+FLAGS = {LoadKind.CRASH: "-p", LoadKind.PLAIN: "-l", LoadKind.JUMP: "", LoadKind.NONE: ""}
 
 # "percpu: Embedded 62 pages/cpu s217088 r8192 d28672 u1048576" (mm/percpu.c, pcpu_embed_first_chunk)
 _PER_CPU = re.compile(r"percpu: Embedded \d+ pages/cpu s(\d+) r(\d+) d(\d+) u(\d+)")
@@ -124,7 +125,8 @@ def hop(shell: Shell, cmdline: str, deadline: Deadline) -> None:
 
 def _loaded(load: Load) -> str:
     """The file that says whether an image of that kind is loaded: 0 or 1. Since 2.6.18 (c330dda908b5)."""
-    return "/sys/kernel/kexec_loaded" if load.kind is LoadKind.PLAIN else "/sys/kernel/kexec_crash_loaded"
+    asked_for = load.kind in (LoadKind.PLAIN, LoadKind.JUMP)
+    return "/sys/kernel/kexec_loaded" if asked_for else "/sys/kernel/kexec_crash_loaded"
 
 
 def arm(shell: Shell, load: Load, cmdline: str, deadline: Deadline, linked_at: tuple[int, int] | None = None) -> Self:
@@ -189,6 +191,9 @@ def _crash_region(iomem: tuple[Range, ...], log: str) -> Range:
 def _explain(problem: GuestCommandFailed, load: Load, region: Range | None) -> Exception:
     """What kexec's words mean for the person who gave the kernel."""
     words = problem.output
+    if load.kind is LoadKind.JUMP and problem.status == errno.EINVAL:
+        # KEXEC_FLAGS (include/uapi/linux/kexec.h) has KEXEC_PRESERVE_CONTEXT only with the option
+        return NotOffered(f"the kernel has no {load.option}: kexec_load(2) does not take KEXEC_PRESERVE_CONTEXT")
     if "Function not implemented" in words:
         if load.option != LOADS[Scenario.load].option:
             return NotOffered(f"the kernel has no {load.option}; kexec says: {words.strip()}")

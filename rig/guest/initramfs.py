@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from rig.loads import JUMP
 from rig.model import Userland
 
 HYPERVISOR = "/rig/xen"  # the one that dom0 is to start
@@ -129,6 +130,11 @@ def first(
 def hypervisor(image: Path) -> bytes:
     """A segment with the hypervisor that dom0 is to start."""
     return cpio([Entry(HYPERVISOR, 0o644, image.read_bytes())])
+
+
+def jumping(base_segment: bytes, program: bytes) -> bytes:
+    """The initramfs of a kernel that makes a kexec jump: its base, and the program that loads and enters the image."""
+    return base_segment + cpio([Entry(JUMP, 0o755, program)])
 
 
 def hop(bzimage: Path, initramfs: bytes) -> bytes:

@@ -271,6 +271,14 @@ def parse_plain(blob: bytes, arch: Arch, address: int, ram: Sequence[Range]) -> 
     )
 
 
+def start_at(image: Kimage, arch: Arch) -> int:
+    """Virtual address of the word `start` in Linux's struct. EvidenceError when its layout is none of the known."""
+    for index, layout in _LAYOUTS:
+        if image.layout.startswith(layout):
+            return image.address + index * arch.word
+    raise EvidenceError(f"where `start` lies in struct kimage is not known: {image.layout}")
+
+
 def _in_ram(found: Iterable[tuple[int, int]], ram: Sequence[Range]) -> bool:
     """Whether all segments lie in RAM, apart from each other; kexec_file_load doesn't sort them."""
     apart = all(mem + size <= following for (mem, size), (following, _) in pairwise(sorted(found)))

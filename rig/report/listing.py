@@ -33,11 +33,17 @@ class Listing:
 
 
 def hand_over_listing(evidence: Evidence) -> Listing | None:
-    """None when there is no trace that could be read: the checks say why."""
+    """None when there is no trace that could be read: the checks say why. Of a kexec jump with the way back."""
     try:
-        return make(HandOver(evidence))
+        out = make(HandOver(evidence))
     except EvidenceError:
         return None
+    try:
+        back = make(HandOver(evidence, back=True))
+    except EvidenceError:
+        return out  # none was recorded
+    instructions = out.instructions + back.instructions
+    return Listing((*out.lines, "", *back.lines), (*out.rows, *back.rows), f"{out.ending} {back.ending}", instructions)
 
 
 def make(hand_over: HandOver) -> Listing:
@@ -83,7 +89,8 @@ def describe_change(change: Change) -> str:
 def _heading(hand_over: HandOver) -> tuple[str, ...]:
     trace = hand_over.trace
     others = f"; other CPUs executed {trace.others} meanwhile" if trace.others else ""
-    return (f"The hand-over on CPU {trace.cpu}: {len(trace.steps)} steps{others}.", "")
+    way = "way back" if hand_over.back else "hand-over"
+    return (f"The {way} on CPU {trace.cpu}: {len(trace.steps)} steps{others}.", "")
 
 
 def _line(hand_over: HandOver, step: Step, changed: list[str]) -> str:
@@ -97,5 +104,7 @@ def _event_line(event: Event) -> str:
 
 def _ending(hand_over: HandOver) -> str:
     if hand_over.reached and hand_over.final is not None:
-        return f"The new image was entered at {hand_over.final.general['rip']:#x}."
-    return f"The new image was never entered: {last_words(hand_over)}."
+        where = f"{hand_over.final.general['rip']:#x}"
+        return f"machine_kexec returned to {where}." if hand_over.back else f"The new image was entered at {where}."
+    missed = "machine_kexec never returned" if hand_over.back else "The new image was never entered"
+    return f"{missed}: {last_words(hand_over)}."

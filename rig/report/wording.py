@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from rig.model import CheckResult, PagingMode, RunResult, Verdict
+from rig.model import Checkpoint, CheckResult, PagingMode, RunResult, Verdict
 
 PGD_CHECK = "pgd-survives"
 
@@ -148,8 +148,10 @@ def _whose(figures: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _span(figures: Mapping[str, Any]) -> str:
-    """' from panic to LAST', LAST being the last checkpoint compared; empty when unknown."""
+    """' from panic to LAST', LAST being the last checkpoint compared; empty when unknown. A kexec jump has no panic."""
     names = [str(row["checkpoint"]) for row in records(figures, "compared") if "checkpoint" in row]
+    if Checkpoint.RETURNED in names:
+        return " out and back"
     return f" from panic to {names[-1]}" if names else ""
 
 

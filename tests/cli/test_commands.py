@@ -97,6 +97,7 @@ def test_fetch_gets_what_the_selected_runs_need(
         "userland i386 and makedumpfile",
         "headers 6.1.0-1-686-pae",
         "source linux-source-6.1",
+        "source linux-source-7.2 sid",
         # of the scenarios that kexec into another architecture
         "kernel 686",
         "kernel amd64",

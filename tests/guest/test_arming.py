@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import re
+import subprocess
+from pathlib import Path
 from typing import cast
 
 import pytest
@@ -22,7 +25,7 @@ from rig.guest.arming import (
     parse_vmcoreinfo,
     prepare_trigger,
 )
-from rig.loads import LOADS
+from rig.loads import CODE, LOADS
 from rig.model import CRASH_KERNEL, Range
 from rig.triggers import TRIGGERS, Trigger
 from rig.vm.deadline import Deadline
@@ -170,6 +173,24 @@ def test_a_system_call_that_the_scenario_is_about_is_not_offered() -> None:
     absent = explain("kexec_file_load failed: Function not implemented", "kexec_file_load")
     assert isinstance(absent, NotOffered)
     assert "CONFIG_KEXEC_FILE" in absent.message
+
+
+def test_a_kernel_without_kexec_jump_is_not_offered_it() -> None:
+    """It takes the flag for an invalid one; so it does for other loads, where EINVAL is not about that."""
+    refused = GuestCommandFailed("jump load", errno.EINVAL, "")
+    absent = _explain(refused, LOADS["jump"], None)
+    assert isinstance(absent, NotOffered)
+    assert "CONFIG_KEXEC_JUMP" in absent.message
+    assert _explain(refused, LOADS["plain"], None) is refused
+    busy = GuestCommandFailed("jump load", errno.EBUSY, "")
+    assert _explain(busy, LOADS["jump"], None) is busy
+
+
+def test_the_image_of_a_jump_goes_over_the_kernels_own_code(tmp_path: Path) -> None:
+    iomem = tmp_path / "iomem"
+    iomem.write_text(IOMEM)
+    line = f"echo {CODE.replace('/proc/iomem', str(iomem))}"
+    assert subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=True).stdout == "0aa00000\n"
 
 
 def test_sections_may_be_empty() -> None:

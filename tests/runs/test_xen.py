@@ -33,7 +33,9 @@ def test_the_page_tables_survive_and_the_dump_shows_both(tmp_path: Path, scenari
     assert told["pseudo_physical"] != evidence.facts.cr3
     assert (told["idle"] == evidence.facts.cr3) == (owner == "hypervisor")
     assert evidence.facts.captured == tuple(
-        checkpoint for checkpoint in Checkpoint if checkpoint not in (Checkpoint.ARMED, Checkpoint.SECOND_KERNEL)
+        checkpoint
+        for checkpoint in Checkpoint
+        if checkpoint not in (Checkpoint.ARMED, Checkpoint.SECOND_KERNEL, Checkpoint.RETURNED)
     )
     assert words in evidence.console()
     assert {"Xen", "VMCOREINFO_XEN"} <= set(figures(result, "vmcore-registers")["notes"])
