@@ -79,6 +79,7 @@ from rig.trace import parse as parse_trace
 
 T = TypeVar("T")
 
+CONSOLE = "console.log"
 REGISTERS = "registers"
 MEMORY = "memory"
 SYMBOLS = "symbols.json.zst"
@@ -170,6 +171,11 @@ class EvidenceWriter:
         target = self.path / name
         target.parent.mkdir(exist_ok=True)
         return target.open("w+b")
+
+    def size(self, name: str) -> int:
+        """Bytes of a file as it is now, 0 when it is not there yet."""
+        target = self.path / name
+        return target.stat().st_size if target.exists() else 0
 
     def write_registers(self, checkpoint: str, cpus: Iterable[CpuState]) -> None:
         self.write(f"{REGISTERS}/{checkpoint}.json", to_json(tuple(cpus)))
@@ -461,16 +467,17 @@ class Evidence:
 
     # what the report needs
 
-    def console(self) -> str:
+    def console(self) -> bytes:
         """What the guest printed; nothing when the run was skipped, or broke off, before there was a guest."""
         early = bool(self.facts.skip) or self.facts.broke_off is not None
-        if early and not (self.path / "console.log").exists():
-            return ""
-        return self._read("console.log").decode("utf-8", "replace")
+        if early and not (self.path / CONSOLE).exists():
+            return b""
+        return self._read(CONSOLE)
 
     def registers(self) -> Mapping[str, tuple[CpuState, ...]]:
-        """Registers per checkpoint, in the order of the checkpoints."""
-        return {str(c): self.cpus(c) for c in Checkpoint if (self.path / REGISTERS / f"{c}.json").exists()}
+        """Registers per checkpoint, in the order of the checkpoints, then those of a guest that DIED."""
+        known = (*map(str, Checkpoint), DIED)
+        return {c: self.cpus(c) for c in known if (self.path / REGISTERS / f"{c}.json").exists()}
 
     def files(self) -> list[tuple[str, int]]:
         """(path relative to the directory, bytes), sorted."""

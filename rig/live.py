@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import rig
 from rig import injection, saboteur, trace
 from rig.errors import CouldNotJudge, EvidenceError, GuestError, GuestHung, ProtocolError
-from rig.evidence import DIED, EvidenceWriter
+from rig.evidence import CONSOLE, DIED, EvidenceWriter
 from rig.facts import Facts, Pattern
 from rig.guest.dom0 import CAPABILITIES, DOM0
 from rig.guest.keys import RunKeys
@@ -111,6 +111,7 @@ class Run:
     def in_phase(self, name: str, what: str) -> Iterator[Deadline]:
         """Tell the listener, hand down the phase's deadline, take the time, and mark errors with the phase."""
         self.listener(name)
+        console = self.writer.size(CONSOLE)
         started = time.monotonic()
         try:
             yield Deadline.after(self.options.deadline, what)
@@ -120,7 +121,7 @@ class Run:
                 problem.hint = problem.hint or HINTS.get(name, "")
             raise
         finally:
-            phase = Phase(name, round(time.monotonic() - started, 3))
+            phase = Phase(name, round(time.monotonic() - started, 3), console)
             self.learn(phases=(*self.facts.phases, phase))
 
     def ended_itself(self, vm: Vm) -> bool:

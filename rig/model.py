@@ -418,6 +418,7 @@ class Symbol:
 class Phase:
     name: str
     seconds: float
+    console: int | None = None  # bytes that console.log had when it began; None in results of a rig that did not look
 
 
 # ---------------------------------------------------------------- results

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
@@ -44,6 +45,16 @@ class _Interval:
     pages: int
     inside: int
     owners: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Owned:
+    """`length` changed bytes at a physical address, and whose they are."""
+
+    between: Interval
+    owner: str
+    address: int
+    length: int
 
 
 @check("memory-accounted", "every byte that changed outside the crash region has an owner")
@@ -91,12 +102,25 @@ def memory_accounted(evidence: Evidence) -> CheckResult:
     return CheckResult("memory-accounted", Verdict.PASS, summary, figures)
 
 
-def _interval(evidence: Evidence, between: Interval, common: list[Claim]) -> _Interval:
+def _interval(evidence: Evidence, between: Interval, common: Sequence[Claim]) -> _Interval:
     """common: claims that hold whenever something changed; those of the interval alone come before them."""
     changes = list(_changes(evidence, *between))
     region = evidence.facts.crash_region
     outside = [c for c in changes if region is None or c.address not in region]
     size = sum(c.length for c in outside)
+    claimed = _claimed(evidence, between, changes, common)
+    return _Interval(
+        between,
+        outside=size,
+        pages=len({c.address // PAGE_SIZE for c in outside}),
+        inside=sum(c.length for c in changes) - size,
+        owners=_entries(evidence, between, changes, claimed),
+    )
+
+
+def _claimed(evidence: Evidence, between: Interval, changes: list[Change], common: Sequence[Claim]) -> list[Claim]:
+    """All claims on what changed in an interval, the first that holds coming first."""
+    region = evidence.facts.crash_region
     extra = ad_claims(evidence, *between)
     if between[1] is Checkpoint.CRASH_KERNEL:
         extra.append(Claim(*LOW_MEMORY, "first 640 KiB, given to the crash kernel (saved by purgatory)"))
@@ -104,17 +128,30 @@ def _interval(evidence: Evidence, between: Interval, common: list[Claim]) -> _In
         extra += [Claim(r.start, r.last + 1, "low memory reserved for the crash kernel") for r in others]
     if between[0] is Checkpoint.PANIC:
         extra += slab_claims(evidence)
-    entries = _entries(evidence, between, changes, [*extra, *common])
-    if between == TO_MACHINE_KEXEC and any(entry["owner"] == UNACCOUNTED for entry in entries):
+    claimed = [*extra, *common]
+    if between == TO_MACHINE_KEXEC and any(o == UNACCOUNTED for c in changes for o, _, _ in split(c, claimed)):
         # only now: reading what they executed takes a second
-        entries = _entries(evidence, between, changes, [*extra, *common, *_other_cpus_claims(evidence)])
-    return _Interval(
-        between,
-        outside=size,
-        pages=len({c.address // PAGE_SIZE for c in outside}),
-        inside=sum(c.length for c in changes) - size,
-        owners=entries,
-    )
+        claimed += _other_cpus_claims(evidence)
+    return claimed
+
+
+def owned(evidence: Evidence) -> list[Owned]:
+    """Every run of changed bytes that memory-accounted judges, with its owner: by checkpoint, then by address.
+
+    :raise EvidenceError: memory was not captured at `panic`, or what is needed was not kept
+    """
+    seen = [c for c in ORDER if c in evidence.facts.captured]
+    common = claims(evidence)
+    found = []
+    for between in pairwise(seen):
+        changes = list(_changes(evidence, *between))
+        claimed = _claimed(evidence, between, changes, common)
+        found += [Owned(between, *part) for change in changes for part in sorted(split(change, claimed), key=_address)]
+    return found
+
+
+def _address(part: tuple[str, int, int]) -> int:
+    return part[1]
 
 
 def _changes(evidence: Evidence, a: Checkpoint, b: Checkpoint) -> Iterator[Change]:
@@ -133,7 +170,8 @@ def _changes(evidence: Evidence, a: Checkpoint, b: Checkpoint) -> Iterator[Chang
             yield Change(f"{a} -> {b}", address + offset, length)
 
 
-def claims(evidence: Evidence) -> list[Claim]:
+@functools.lru_cache(maxsize=2)  # of a long hand-over they take a second, and the report asks again after the check
+def claims(evidence: Evidence) -> tuple[Claim, ...]:
     """Who owns what in physical memory, whenever it changed, the most particular first.
 
     `rig.memory.ledger.split` and `account` name the owner of given bytes by them. Not in it is what counts
@@ -141,7 +179,7 @@ def claims(evidence: Evidence) -> list[Claim]:
     dirty bits.
     """
     freed = [Claim(part.start, part.last + 1, UNACCOUNTED) for part in evidence.given_back]
-    return [*_particular_claims(evidence), *freed, *_symbol_claims(evidence), *_image_claims(evidence)]
+    return (*_particular_claims(evidence), *freed, *_symbol_claims(evidence), *_image_claims(evidence))
 
 
 def slab_claims(evidence: Evidence) -> list[Claim]:

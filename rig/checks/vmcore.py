@@ -132,7 +132,7 @@ def vmcore_faithful(evidence: Evidence) -> CheckResult:
     pieces = _arrived(evidence)
     found = _differences(evidence, pieces)
     changes = [Change("panic -> dump", address, length) for address, length in found.ranges]
-    owners = account(changes, claims(evidence) + slab_claims(evidence))
+    owners = account(changes, (*claims(evidence), *slab_claims(evidence)))
     stray = [entry for entry in owners if entry.owner == UNACCOUNTED]
     absent = _absent(evidence)
     raw = evidence.facts.plan.scenario.dump is Dump.RAW

@@ -25,7 +25,7 @@ from rig.report.directories import MARK, RUNS, Tell, read_result, runs_in
 from rig.report.html import render_run
 from rig.report.html.history import render_history
 from rig.report.html.matrix import render_matrix
-from rig.report.html.view import size_text
+from rig.report.html.page import size_text
 from rig.report.listing import hand_over_listing
 from rig.report.wording import plural, printable
 

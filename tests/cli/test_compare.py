@@ -89,8 +89,8 @@ def test_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     for words, said in (
-        ((one, empty), f"{empty} is no run, and has none in it"),
-        ((one, tmp_path / "nowhere"), "nowhere is no run"),
+        ((one, empty), f"{empty} holds no runs"),
+        ((one, tmp_path / "nowhere"), "nowhere can't be read: No such file"),
         (
             (one.parent, other.parent),
             "have no run in common\n  hint: there are: panic@i386/forged; and other@i386/forged",

@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from rig.evidence import Evidence
 from rig.model import (
     CheckResult,
     CpuState,
@@ -206,13 +208,13 @@ def cpu(number: int) -> CpuState:
     )
 
 
-@dataclass
-class ForgedEvidence:
-    """An EvidenceView from values."""
+@dataclass(eq=False)
+class ForgedEvidence(Evidence):
+    """What needs no files, from values; all else of it is missing."""
 
     text: str = f"[    0.000000] Linux version 6.1.0-56-amd64\r\n{HOSTILE}\r\nKernel panic - not syncing\r\n"
-    cpus: Mapping[str, Sequence[CpuState]] = field(
-        default_factory=lambda: {"panic": [cpu(0), cpu(1)], "handover": [cpu(0)]}
+    cpus_at: Mapping[str, tuple[CpuState, ...]] = field(
+        default_factory=lambda: {"panic": (cpu(0), cpu(1)), "handover": (cpu(0),)}
     )
     listing: Sequence[tuple[str, int]] = (
         ("result.json", 5120),
@@ -221,12 +223,13 @@ class ForgedEvidence:
         ('odd "name" <b>#1', 3),
         ("javascript:alert(1)", 3),
     )
+    path: Path = Path("no-such-run")
 
-    def console(self) -> str:
-        return self.text
+    def console(self) -> bytes:
+        return self.text.encode()
 
-    def registers(self) -> Mapping[str, Sequence[CpuState]]:
-        return self.cpus
+    def registers(self) -> Mapping[str, tuple[CpuState, ...]]:
+        return self.cpus_at
 
-    def files(self) -> Sequence[tuple[str, int]]:
-        return self.listing
+    def files(self) -> list[tuple[str, int]]:
+        return list(self.listing)

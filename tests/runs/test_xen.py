@@ -37,7 +37,7 @@ def test_the_page_tables_survive_and_the_dump_shows_both(tmp_path: Path, scenari
         for checkpoint in Checkpoint
         if checkpoint not in (Checkpoint.ARMED, Checkpoint.SECOND_KERNEL, Checkpoint.RETURNED)
     )
-    assert words in evidence.console()
+    assert words.encode() in evidence.console()
     assert {"Xen", "VMCOREINFO_XEN"} <= set(figures(result, "vmcore-registers")["notes"])
     assert evidence.symbol_at(evidence.trace.steps[0].pc) == "machine_kexec+0x0"
 

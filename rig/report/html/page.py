@@ -1,134 +1,99 @@
-"""The HTML report's content as plain values: text that the template only has to lay out and escape."""
+"""What all sections of a run's page are made of: facts, and links to the evidence that they come from. Pure."""
 
 from __future__ import annotations
 
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
+from urllib.parse import quote
 
-from rig.report.html.registers import RegisterTable
-from rig.report.listing import ChangeRow
-from rig.report.wording import Outcome
+from rig.errors import EvidenceError
+from rig.report.wording import printable
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Link:
+    """A file of the evidence. href: relative to the page."""
+
+    name: str
+    href: str
 
 
 @dataclass(frozen=True)
 class Fact:
-    """One line of a list of facts. code: value is an address, a number or a name to be set in monospace."""
+    """One line of a list of facts. code: value is an address, a number or a name to be set in monospace.
+
+    href: the file that it comes from, relative to the page; empty when there is none.
+    """
 
     name: str
     value: str
     code: bool = False
+    href: str = ""
 
 
-@dataclass(frozen=True)
-class CheckRow:
-    name: str
-    outcome: Outcome
-    summary: str
-    figures: list[Fact]
+class Sources:
+    """The files of an evidence directory, for links to them: what is not there is not linked to."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._names = frozenset(names)
+
+    def href(self, name: str) -> str:
+        """Empty when there is no such file."""
+        return _quoted(name) if name in self._names else ""
+
+    def links(self, names: Sequence[str]) -> list[Link]:
+        """Those that are there. A name ending in / stands for all files in that folder."""
+        found = [
+            known
+            for name in names
+            for known in (sorted(n for n in self._names if n.startswith(name)) if name.endswith("/") else [name])
+        ]
+        return [Link(printable(name), _quoted(name)) for name in dict.fromkeys(found) if name in self._names]
 
 
-@dataclass(frozen=True)
-class EntryRow:
-    index: str
-    maps: str
-    before: str
-    after: str
-    seen: str
+def _quoted(name: str) -> str:
+    """For a link: what is no UTF-8 in a file's name is kept byte by byte."""
+    return quote(os.fsencode(name))
 
 
-@dataclass(frozen=True)
-class Pgd:
-    facts: list[Fact]
-    entries: list[EntryRow]
-    judged: Outcome
+class Reader:
+    """Calls what reads evidence, and notes what could not be read."""
+
+    def __init__(self, folder: str) -> None:
+        self._prefix = f"{folder}/"
+        self.problems: list[str] = []
+
+    def attempt(self, make: Callable[[], T], otherwise: T) -> T:
+        """What `make` returns, or `otherwise` after an EvidenceError, which is noted."""
+        try:
+            return make()
+        except EvidenceError as problem:
+            said = printable(problem.message.replace(self._prefix, ""))
+            if said not in self.problems:
+                self.problems.append(said)
+            return otherwise
 
 
-@dataclass(frozen=True)
-class OwnerRow:
-    owner: str
-    bytes: str
-    pages: str
-    interval: str
-    addresses: str
-    more: str  # the addresses that don't fit, to be folded
+def shown(value: object) -> str:
+    """A figure as text: strings as they are, all else as JSON."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
-@dataclass(frozen=True)
-class IntervalRow:
-    start: str
-    end: str
-    bytes: str
-    pages: str
+def size_text(size: int) -> str:
+    """Bytes below 10 KiB, then KiB, MiB and GiB with one decimal."""
+    if size < 10 * 1024:
+        return f"{size} B"
+    for unit, bytes_each in (("KiB", 1 << 10), ("MiB", 1 << 20)):
+        if size < 1024 * bytes_each:
+            return f"{size / bytes_each:.1f} {unit}"
+    return f"{size / (1 << 30):.1f} GiB"
 
 
-@dataclass(frozen=True)
-class Ledger:
-    facts: list[Fact]
-    intervals: list[IntervalRow]
-    owners: list[OwnerRow]
-
-
-@dataclass(frozen=True)
-class HandOver:
-    """changes: the instructions that changed registers. last: lines of the listing, up to its end; earlier: before.
-
-    cut: how many lines before those are not in the page.
-    """
-
-    ending: str
-    changes: list[ChangeRow]
-    last: str
-    earlier: str
-    cut: int
-
-
-@dataclass(frozen=True)
-class PhaseBar:
-    """offset and width: per cent of the whole run."""
-
-    name: str
-    seconds: str
-    offset: float
-    width: float
-
-
-@dataclass(frozen=True)
-class Trouble:
-    """Why the run broke off. judged: it has a verdict nevertheless, as when the guest died of its panic."""
-
-    facts: list[Fact]
-    message: str
-    hint: str
-    cpu_state: str
-    console: str
-    judged: bool
-
-
-@dataclass(frozen=True)
-class File:
-    name: str
-    href: str
-    size: str
-
-
-@dataclass(frozen=True)
-class Page:
-    """Everything on the page, in its order."""
-
-    id: str
-    outcome: Outcome
-    headline: str
-    surprise: str
-    facts: list[Fact]
-    trouble: Trouble | None
-    checks: list[CheckRow]
-    pgd: Pgd | None
-    ledger: Ledger | None
-    hand_over: HandOver | None
-    registers: list[RegisterTable]
-    phases: list[PhaseBar]
-    total: str
-    console: str
-    console_cut: int  # lines left out at its start
-    command: str
-    environment: list[Fact]
-    files: list[File]
+def span_text(size: int) -> str:
+    """The same of what is mostly a power of two: 4 MiB, not 4.0 MiB."""
+    return size_text(size).replace(".0 ", " ")

@@ -1,120 +1,161 @@
-"""What the HTML report shows, as plain values ready for the template (pure, but for what the evidence reads).
+"""What a run's page shows, as plain values ready for the template (pure, but for what the evidence reads).
 
-A figure that is missing leaves out its row, never the page.
+A figure that is missing leaves out its row, a file its section, never the page.
 """
 
 from __future__ import annotations
 
-import json
-import shlex
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import astuple
-from typing import Any, Protocol
-from urllib.parse import quote
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from rig.model import CheckResult, CpuState, Failure, KernelIdentity, RunResult, Verdict
-from rig.report.html.page import (
-    CheckRow,
-    EntryRow,
-    Fact,
-    File,
-    HandOver,
-    IntervalRow,
-    Ledger,
-    OwnerRow,
-    Page,
-    Pgd,
-    PhaseBar,
-    Trouble,
-)
-from rig.report.html.registers import register_table
-from rig.report.listing import ChangeRow, Listing
-from rig.report.wording import (
-    PGD_CHECK,
-    check_outcome,
-    entry_value,
-    find_check,
-    headline,
-    integer,
-    mapped_range,
-    number,
-    outcome,
-    paging_mode,
-    printable,
-    printable_lines,
-    records,
-)
+from rig.evidence import DIED, Evidence
+from rig.facts import Facts
+from rig.model import CpuState, Failure, KernelIdentity, RunResult, Verdict
+from rig.report.html.changes import Changed, changes
+from rig.report.html.checks import LEDGER_CHECK, CheckRow, check_row
+from rig.report.html.commands import Command, command_line, commands
+from rig.report.html.console import Console, console, phase_id
+from rig.report.html.handover import HandOver, hand_over
+from rig.report.html.ledger import Ledger, ledger
+from rig.report.html.memory import MemoryMap, memory_map
+from rig.report.html.page import Fact, Link, Reader, Sources, shown, size_text
+from rig.report.html.pages import Pages, pages
+from rig.report.html.pgd import Pgd, pgd
+from rig.report.html.picture import picture
+from rig.report.html.registers import RegisterTable, register_tables
+from rig.report.listing import Listing
+from rig.report.wording import PGD_CHECK, Outcome, find_check, headline, outcome, printable, printable_lines
 
-LEDGER_CHECK = "memory-accounted"
-CONSOLE_LINES = 5000  # the last so many are in the page, all of them in the evidence's own file
-ADDRESSES_SHOWN = 6
-LAST_INSTRUCTIONS = 100  # lines of the hand-over that are shown
-EARLIER_INSTRUCTIONS = 900  # and folded; all of them are in the evidence's own file
-CHANGES = 200  # rows of the table of changes, the last ones
-SHOWN_BELOW = {  # figures by check that have a section of their own
-    PGD_CHECK: {"entries_changed", "compared", "vmcore"},
-    LEDGER_CHECK: {"intervals", "owners"},
+SECTIONS = {  # what sections show is from these files, where their figures don't say it themselves
+    "phases": ("run.json", "result.json"),
+    "pgd": ("memory/", "vmcore/pgd.bin", "registers/panic.json"),
+    "memory": ("memory/", "run.json", "symbols.json.zst"),
 }
 
 
-class EvidenceView(Protocol):
-    """What the report reads of an evidence directory. Each may be empty, as after a run that broke off."""
+@dataclass(frozen=True)
+class PhaseBar:
+    """offset and width: per cent of the whole run. began: seconds into the run. href: of what was printed meanwhile."""
 
-    def console(self) -> str:
-        """Everything that the guest printed, as text; bytes that aren't UTF-8 already replaced or escaped."""
-
-    def registers(self) -> Mapping[str, Sequence[CpuState]]:
-        """By checkpoint, in the order of time."""
-
-    def files(self) -> Sequence[tuple[str, int]]:
-        """Path relative to the directory, with slashes, and size in bytes."""
+    name: str
+    seconds: str
+    began: str
+    offset: float
+    width: float
+    href: str
 
 
-def build_page(result: RunResult, evidence: EvidenceView, listing: Listing | None = None) -> Page:
-    """The page's values. Reads the evidence once."""
-    console = printable_lines(evidence.console())
+@dataclass(frozen=True)
+class Trouble:
+    """Why the run broke off. judged: it has a verdict nevertheless, as when the guest died of its panic."""
+
+    facts: list[Fact]
+    message: str
+    hint: str
+    cpu_state: str
+    console: str
+    judged: bool
+
+
+@dataclass(frozen=True)
+class File:
+    link: Link
+    size: str
+
+
+@dataclass(frozen=True)
+class Page:
+    """Everything on the page, in its order.
+
+    unread: what of the evidence could not be read, a sentence each. sources: files by SECTIONS.
+    """
+
+    id: str
+    outcome: Outcome
+    headline: str
+    surprise: str
+    facts: list[Fact]
+    trouble: Trouble | None
+    checks: list[CheckRow]
+    phases: list[PhaseBar]
+    total: str
+    pgd: Pgd | None
+    map: MemoryMap | None
+    pages: Pages
+    ledger: Ledger | None
+    hand_over: HandOver | None
+    registers: list[RegisterTable]
+    console: Console
+    commands: list[Command]
+    argv: str
+    environment: list[Fact]
+    files: list[File]
+    unread: list[str]
+    sources: dict[str, list[Link]]
+
+
+def build_page(result: RunResult, evidence: Evidence, listing: Listing | None = None) -> Page:
+    """The page's values. What of the evidence is missing or torn is left out, and named in `unread`."""
+    files = evidence.files()
+    sources = Sources(name for name, _ in files)
+    reader = Reader(str(evidence.path))
+    facts: Facts | None = reader.attempt(lambda: evidence.facts, None)
+    changed: list[Changed] = reader.attempt(lambda: changes(evidence), []) if facts and facts.captured else []
+    shown_pages = reader.attempt(lambda: pages(evidence, changed, sources), Pages([], 0))
+    ids = {page.id for page in shown_pages.pages}
+    registers: Mapping[str, Sequence[CpuState]] = reader.attempt(evidence.registers, {})
     total = sum(phase.seconds for phase in result.phases)
     return Page(
         id=printable(result.id),
         outcome=outcome(result),
         headline=headline(result),
-        surprise=printable(result.surprise),
-        facts=_run_facts(result, total),
+        surprise=printable(result.surprise) if result.verdict is not Verdict.SKIP else "",  # the headline says it
+        facts=_run_facts(result, total, sources),
         trouble=_trouble(result.error, result.verdict) if result.error else None,
-        checks=[_check_row(check, result) for check in result.checks],
-        pgd=_pgd(result),
-        ledger=_ledger(find_check(result, LEDGER_CHECK)),
-        hand_over=_hand_over(listing) if listing else None,
-        registers=[register_table(name, cpus) for name, cpus in evidence.registers().items() if cpus],
+        checks=[check_row(check, result, sources) for check in result.checks],
         phases=_phase_bars(result, total),
         total=f"{total:.1f} s",
-        console="\n".join(console[-CONSOLE_LINES:]),
-        console_cut=max(0, len(console) - CONSOLE_LINES),
-        command=command_line(result.environment.get("argv")),
+        pgd=pgd(
+            find_check(result, PGD_CHECK), reader.attempt(lambda: picture(evidence), None) if facts else None, sources
+        ),
+        map=reader.attempt(lambda: memory_map(evidence, changed, ids), None) if facts else None,
+        pages=shown_pages,
+        ledger=ledger(find_check(result, LEDGER_CHECK), shown_pages.pages, sources),
+        hand_over=hand_over(listing, sources) if listing else None,
+        registers=register_tables(registers, facts.crashing_cpu if facts else None, sources),
+        console=console(reader.attempt(evidence.console, b""), result.phases, sources),
+        commands=commands(result, facts, [where for where in registers if where != DIED]),
+        argv=command_line(result.environment.get("argv")),
         environment=[
-            Fact(str(k), printable(_shown(v)), code=True) for k, v in result.environment.items() if k != "argv"
+            Fact(printable(str(k)), printable(shown(v)), code=True, href=sources.href("result.json"))
+            for k, v in result.environment.items()
+            if k != "argv"
         ],
-        files=[File(printable(name), quote(name), size_text(size)) for name, size in sorted(evidence.files())],
+        files=[File(link, size_text(size)) for name, size in sorted(files) for link in sources.links([name])],
+        unread=reader.problems,
+        sources={section: sources.links(names) for section, names in SECTIONS.items()},
     )
 
 
-# ---------------------------------------------------------------- parts of the page
-
-
-def _run_facts(result: RunResult, total: float) -> list[Fact]:
+def _run_facts(result: RunResult, total: float, sources: Sources) -> list[Fact]:
     def kernel(identity: KernelIdentity) -> str:
         release = f" ({identity.release})" if identity.release else ""
         return printable(f"{identity.name}{release}")
 
     facts = [
-        Fact("Scenario", printable(result.scenario)),
-        Fact("Guest", printable(result.guest)),
-        Fact("Kernel", kernel(result.kernel)),
-        Fact("Crash kernel", kernel(result.crash_kernel)),
-        Fact("Expected", str(result.expect) + "".join(f", {name} fails" for name in result.expect_failed)),
-        Fact("Verdict", str(result.verdict)),
+        ("Scenario", printable(result.scenario)),
+        ("Guest", printable(result.guest)),
+        ("Kernel", kernel(result.kernel)),
+        ("Crash kernel", kernel(result.crash_kernel)),
+        ("Expected", str(result.expect) + "".join(f", {printable(name)} fails" for name in result.expect_failed)),
+        ("Verdict", str(result.verdict)),
     ]
-    return [*facts, Fact("Time", f"{total:.1f} s")] if result.phases else facts
+    if result.started:
+        facts.append(("Began", printable(result.started)))
+    if result.phases:
+        facts.append(("Time", f"{total:.1f} s"))
+    href = sources.href("result.json")
+    return [Fact(name, value, href=href) for name, value in facts]
 
 
 def _trouble(error: Failure, verdict: Verdict) -> Trouble:
@@ -131,163 +172,19 @@ def _trouble(error: Failure, verdict: Verdict) -> Trouble:
     )
 
 
-def _check_row(check: CheckResult, result: RunResult) -> CheckRow:
-    figures = [
-        Fact(str(key), printable(_figure(key, value)), code=True)
-        for key, value in check.figures.items()
-        if key not in SHOWN_BELOW.get(check.name, ())
-    ]
-    return CheckRow(check.name, check_outcome(check, result), printable(check.summary), figures)
-
-
-def _figure(key: str, value: object) -> str:
-    """As the check gave it; CR3 and its table in hex, and of a long list only its length."""
-    if isinstance(value, list | tuple) and len(value) > 4:
-        return f"{len(value)} of them"
-    if key in ("cr3", "root") and isinstance(value, int):
-        return f"{value:#x}"
-    return _shown(value)
-
-
-def _shown(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-
-
-def _pgd(result: RunResult) -> Pgd | None:
-    check = find_check(result, PGD_CHECK)
-    if check is None:
-        return None
-    return Pgd(list(_pgd_facts(check.figures)), list(_entry_rows(check.figures)), check_outcome(check, result))
-
-
-def _pgd_facts(figures: Mapping[str, Any]) -> Iterator[Fact]:
-    if mode := paging_mode(figures):
-        yield Fact("Paging", str(mode))
-    for name, key in (("CR3", "cr3"), ("Table at", "root")):
-        if (address := integer(figures, key)) is not None:
-            yield Fact(name, f"{address:#x}", code=True)
-    for name, key in (("Bytes compared", "bytes_compared"), ("Bytes changed", "bytes_changed")):
-        if (amount := integer(figures, key)) is not None:
-            yield Fact(name, number(amount))
-    if (bits := integer(figures, "ad_bits")) is not None:
-        yield Fact("Accessed and dirty bits that the CPU set (not counted)", number(bits))
-    for row in records(figures, "compared"):
-        if (changed := integer(row, "bytes_changed")) is not None:
-            yield Fact(f"At {printable(str(row.get('checkpoint', '?')))}", f"{number(changed)} bytes changed")
-    yield from _vmcore_facts(figures.get("vmcore"))
-    if writer := figures.get("writer"):
-        yield Fact("Written by", printable(str(writer)), code=True)
-
-
-def _vmcore_facts(vmcore: object) -> Iterator[Fact]:
-    """How the dump that a user would get shows the page."""
-    if not isinstance(vmcore, Mapping):
-        return
-    words = []
-    if (changed := integer(vmcore, "bytes_changed")) is not None:
-        words.append(f"{number(changed)} bytes changed")
-    if (physical := integer(vmcore, "physical")) is not None:
-        words.append(f"page at {physical:#x}")
-    if via := vmcore.get("via"):
-        words.append(f"fetched over {printable(str(via))}")
-    if words:
-        yield Fact("In /proc/vmcore", ", ".join(words))
-
-
-def _entry_rows(figures: Mapping[str, Any]) -> Iterator[EntryRow]:
-    mode = paging_mode(figures)
-    for entry in records(figures, "entries_changed"):
-        index = integer(entry, "index")
-        mapped = mapped_range(index, mode) if index is not None else None
-        yield EntryRow(
-            index="?" if index is None else str(index),
-            maps=f"{mapped[0]:#x}–{mapped[1]:#x}" if mapped else "",
-            before=entry_value(entry.get("before"), mode),
-            after=entry_value(entry.get("after"), mode),
-            seen=printable(str(entry.get("checkpoint", ""))),
-        )
-
-
-def _ledger(check: CheckResult | None) -> Ledger | None:
-    if check is None:
-        return None
-    facts = []
-    if (changed := integer(check.figures, "bytes_changed")) is not None:
-        facts.append(Fact("Bytes changed outside the crash region", number(changed)))
-    unaccounted = check.figures.get("unaccounted")
-    if unaccounted is not None:
-        facts.append(Fact("Without an owner", _amount(unaccounted)))
-    return Ledger(
-        facts,
-        [
-            IntervalRow(*(printable(_shown(row.get(key, ""))) for key in ("from", "to", "bytes", "pages")))
-            for row in records(check.figures, "intervals")
-        ],
-        [_owner_row(row) for row in records(check.figures, "owners")],
-    )
-
-
-def _amount(value: object) -> str:
-    """A count as it is, of a list its length."""
-    if isinstance(value, list | tuple):
-        return number(len(value))
-    return number(value) if isinstance(value, int) else printable(_shown(value))
-
-
-def _owner_row(row: Mapping[str, Any]) -> OwnerRow:
-    addresses = row.get("addresses")
-    shown = [
-        f"{address:#x}" if isinstance(address, int) else printable(_shown(address))
-        for address in (addresses if isinstance(addresses, list | tuple) else [])
-    ]
-    return OwnerRow(
-        owner=printable(str(row.get("owner", "?"))),
-        bytes=_amount(row.get("bytes", "")),
-        pages=_amount(row.get("pages", "")),
-        interval=printable(str(row.get("interval", ""))),
-        addresses=" ".join(shown[:ADDRESSES_SHOWN]),
-        more=" ".join(shown[ADDRESSES_SHOWN:]),
-    )
-
-
-def _hand_over(listing: Listing) -> HandOver:
-    last = listing.lines[-LAST_INSTRUCTIONS:]
-    earlier = listing.lines[-EARLIER_INSTRUCTIONS - LAST_INSTRUCTIONS : -LAST_INSTRUCTIONS]
-    return HandOver(
-        ending=printable(listing.ending),
-        changes=[ChangeRow(*(printable(cell) for cell in astuple(row))) for row in listing.rows[-CHANGES:]],
-        last="\n".join(map(printable, last)),
-        earlier="\n".join(map(printable, earlier)),
-        cut=len(listing.lines) - len(last) - len(earlier),
-    )
-
-
 def _phase_bars(result: RunResult, total: float) -> list[PhaseBar]:
     bars, start = [], 0.0
-    for phase in result.phases:
+    for number, phase in enumerate(result.phases):
         offset, width = (100 * x / total if total > 0 else 0.0 for x in (start, phase.seconds))
-        bars.append(PhaseBar(printable(phase.name), f"{phase.seconds:.2f} s", round(offset, 2), round(width, 2)))
+        bars.append(
+            PhaseBar(
+                name=printable(phase.name),
+                seconds=f"{phase.seconds:.2f} s",
+                began=f"{start:.2f} s",
+                offset=round(offset, 2),
+                width=round(width, 2),
+                href=f"#{phase_id(number)}" if phase.console is not None else "",
+            )
+        )
         start += phase.seconds
     return bars
-
-
-def command_line(argv: object) -> str:
-    """One option and its value per line, quoted for a POSIX shell; empty when there is no argv."""
-    if not isinstance(argv, list | tuple):
-        return ""
-    lines: list[list[str]] = []
-    for word in map(str, argv):
-        if len(lines) > 1 and len(lines[-1]) == 1 and not word.startswith("-"):
-            lines[-1].append(word)
-        else:
-            lines.append([word])
-    return " \\\n  ".join(printable(shlex.join(line)) for line in lines)
-
-
-def size_text(size: int) -> str:
-    """Bytes below 10 KiB, then KiB and MiB with one decimal."""
-    if size < 10 * 1024:
-        return f"{size} B"
-    if size < 1024 * 1024:
-        return f"{size / 1024:.1f} KiB"
-    return f"{size / 1024 / 1024:.1f} MiB"
