@@ -21,6 +21,7 @@ NAMES = {
     "NAME": (("guests",), False),  # of --guest
     "KERNEL": (("kernels",), False),
     "NAME|BZIMAGE": (("kernels",), True),
+    "NAME|BZIMAGE|VMLINUX": (("kernels",), True),
     "PATTERN": (("selections", "scenarios"), False),
 }
 PATHS: dict[str, Mapping[str, Any]] = {"FILE": shtab.FILE, "DIR": shtab.DIRECTORY, "RESULT_DIR": shtab.DIRECTORY}

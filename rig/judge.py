@@ -13,7 +13,7 @@ from rig.facts import Damage, Facts
 from rig.handover import HandOver, last_words
 from rig.memory import levels
 from rig.memory.physical import OutsideMemory
-from rig.model import Checkpoint, CheckResult, Failure, RunResult, Verdict
+from rig.model import PAGE_SIZE, Checkpoint, CheckResult, Failure, RunResult, Verdict
 
 SURVIVES = {"crash-kernel-boots", "jump-returns"}  # fail when the guest dies
 
@@ -105,12 +105,13 @@ def _sabotage_mismatch(evidence: Evidence, checks: Sequence[CheckResult]) -> lis
     if not facts.damage and not facts.register_damage:
         return ["the sabotage left no record of what it did"]
     told = _told_entries(facts)
-    found = {
+    named = [
         (e["index"], e["before"], e["after"])
         for c in checks
         if c.name == "pgd-survives"
         for e in c.figures.get("entries_changed", ())
-    }
+    ]
+    found = {next((one for one in told if _is_it(facts, one, entry)), entry) for entry in named}
     seen_at = Checkpoint.RETURNED if facts.jump else Checkpoint.HANDOVER
     if seen_at not in facts.captured:
         return []  # it died on the way: of its memory only the sabotage's own word is left
@@ -145,9 +146,27 @@ def _told_entries(facts: Facts) -> set[tuple[int, int, int]]:
     return told
 
 
+def _is_it(facts: Facts, written: tuple[int, int, int], found: tuple[int, int, int]) -> bool:
+    """Whether an entry (index, before, after) is as it was written; the CPU may have used it since."""
+    assert facts.mode is not None
+    size = levels.MODES[facts.mode].entry_size
+    return written[:2] == found[:2] and _but_for_accessed(facts, written[2], found[2], size)
+
+
+def _but_for_accessed(facts: Facts, written: int, found: int, size: int) -> bool:
+    """Whether entries of page tables, `size` bytes of them, are as written but for accessed bits set since."""
+    assert facts.mode is not None
+    width = levels.MODES[facts.mode].entry_size
+    accessed = sum(levels.ACCESSED << 8 * at for at in range(0, size, width))
+    return found & ~accessed == written & ~accessed and written & ~found == 0
+
+
 def _is_seen(evidence: Evidence, seen_at: Checkpoint, damage: Damage) -> bool:
     try:
         found = evidence.memory(seen_at).read(damage.address, damage.size)
     except OutsideMemory:
         return False  # the page was not kept: it never changed
-    return int.from_bytes(found, "little") == damage.after
+    value = int.from_bytes(found, "little")
+    if damage.address & ~(PAGE_SIZE - 1) in evidence.facts.tables:
+        return _but_for_accessed(evidence.facts, damage.after, value, damage.size)
+    return value == damage.after

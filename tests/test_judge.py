@@ -300,6 +300,16 @@ def test_sabotage_of_other_entries_than_named_is_a_surprise(machine: Machine, tm
     assert surprise == "the sabotage changed entries [(2, 0, 103)], the rig named [(1, 0, 103)]"
 
 
+def test_an_entry_that_the_cpu_has_used_since_is_the_one_that_was_written(machine: Machine, tmp_path: Path) -> None:
+    """QEMU sets the accessed bit (0x20) even in a PDPT entry."""
+    machine.expect(**SABOTAGED)
+    machine.change(Checkpoint.HANDOVER, PGD + 4, b"\x67")
+    machine.damage((PGD, 8, LOW, HIGH & ~(0x20 << 32)))
+    assert judge(machine.write(tmp_path)).surprise == ""
+    machine.damage((PGD, 8, LOW, HIGH & ~(0x40 << 32)))  # dirty: nothing is mapped by it
+    assert "the sabotage changed entries" in judge(machine.write(tmp_path)).surprise
+
+
 def test_a_pgd_that_was_hit_beside_the_sabotage_is_a_surprise(machine: Machine, tmp_path: Path) -> None:
     sabotaged(machine).damage((0x300000, 8, 0, 1))
     assert "the sabotage changed entries [], the rig named [(1, 0, 103)]" in judge(machine.write(tmp_path)).surprise

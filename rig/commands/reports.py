@@ -17,13 +17,14 @@ def report(args: argparse.Namespace) -> int:
 
     Other formats have each cell once, as its latest run left it.
     """
-    from rig.report import site
     from rig.report.directories import latest, runs_in
 
     written = []
     if exports.wanted(args):
         written += exports.write(latest([run for given in args.directories for run in runs_in(given)], tell), args)
     if args.html is not None:
+        from rig.report import site
+
         written += site.build(args.html, args.directories, tell)
     elif not exports.wanted(args):
         written += [page for given in args.directories for page in _renewed(given)]

@@ -110,6 +110,7 @@ OVERWRITTEN = CheckResult(
         bytes_changed=2048,
         entries_changed=LOW_HALF,
         writer="overwrite+0x1c [overwrite_pgd]",
+        writers=[{"symbol": "overwrite+0x1c [overwrite_pgd]", "called_from": ["machine_kexec+0x7b"]}],
         compared=[
             {"checkpoint": "machine-kexec", "bytes_changed": 0},
             {"checkpoint": "handover", "bytes_changed": 2048},

@@ -37,7 +37,7 @@ def test_a_failure_names_the_entries_and_the_writer() -> None:
     assert "    [0]     0x8000000012792067 -> 0x000000001fe93063  handover" in lines
     assert sum("->" in line for line in lines) == ENTRIES_SHOWN
     assert "    ... and 248 more entries" in lines
-    assert "    written by overwrite+0x1c [overwrite_pgd]" in lines
+    assert "    written by overwrite+0x1c [overwrite_pgd], called from machine_kexec+0x7b" in lines
 
 
 def test_two_level_entries_are_four_bytes_wide() -> None:
