@@ -27,7 +27,7 @@ from rig.guest import arming
 from rig.kernel import symbols, symfile
 from rig.live import Run, attached
 from rig.loads import LOADS
-from rig.model import Checkpoint, CpuState, LoadKind, RunPlan
+from rig.model import Arch, Checkpoint, CpuState, LoadKind, RunPlan
 from rig.vm.deadline import POLL, Deadline
 from rig.vm.qemu import Vm
 from rig.vm.relay import Relay
@@ -126,11 +126,12 @@ def hold(run: Run, vm: Vm, checkpoint: Checkpoint) -> None:
     if stop is None or stop.checkpoint is not checkpoint:
         return
     with run.in_phase("hold", "the user"):
-        options = _symbol_options(run, vm, stop)
+        arch = (run.plan.into or run.plan.guest if checkpoint in NEW_KERNEL else run.plan.guest).arch
+        options = _symbol_options(run, vm, stop, arch)
         started = time.monotonic()
         with contextlib.nullcontext() if checkpoint in PINNED else attached(vm):
             before = vm.info_registers()
-            relay = _until_released(vm, stop, _attachment(run, stop, options, before))
+            relay = _until_released(vm, stop, _attachment(run, stop, options, before), arch is Arch.I386)
             moved = [cpu.general["rip"] for cpu in before] != [cpu.general["rip"] for cpu in vm.info_registers()]
         held = {"checkpoint": checkpoint, "seconds": round(time.monotonic() - started, 1)}
         by_gdb = {"debugger": relay.served, "written": relay.wrote}
@@ -142,9 +143,11 @@ def hold(run: Run, vm: Vm, checkpoint: Checkpoint) -> None:
             )
 
 
-def _until_released(vm: Vm, stop: StopAt, attachment: Attachment) -> Relay:
-    """Tell the user, and serve their debugger until a line comes from stdin, or its end."""
-    with vm.gdb.lent() as stub, Relay(stop.folder / GDB, stub) as relay:
+def _until_released(vm: Vm, stop: StopAt, attachment: Attachment, narrow: bool) -> Relay:
+    """Tell the user, and serve their debugger until a line comes from stdin, or its end. narrow: show it an i386."""
+    if narrow:
+        vm.gdb.describe_registers()
+    with vm.gdb.lent() as stub, Relay(stop.folder / GDB, stub, narrow=narrow) as relay:
         stop.tell(attachment)
         while True:
             wanted: list[int | socket.socket] = [stop.stdin, *relay.sockets]
@@ -159,7 +162,7 @@ def _until_released(vm: Vm, stop: StopAt, attachment: Attachment) -> Relay:
                 return relay
 
 
-def _symbol_options(run: Run, vm: Vm, stop: StopAt) -> list[str]:
+def _symbol_options(run: Run, vm: Vm, stop: StopAt, arch: Arch) -> list[str]:
     """What gdb is to be told for names of the kernel that is there; nothing when there are none."""
     files = run.artefacts
     vmlinux = None if run.facts.hypervisor else files.vmlinux
@@ -177,10 +180,10 @@ def _symbol_options(run: Run, vm: Vm, stop: StopAt) -> list[str]:
     if vmlinux is not None and symbols.MACHINE_KEXEC in running:
         linked = symbols.named(vmlinux, (symbols.MACHINE_KEXEC,))[symbols.MACHINE_KEXEC]
         offset = (running[symbols.MACHINE_KEXEC] - linked) % (1 << 64)
-        return ["-ex", f"symbol-file {vmlinux} -o {offset:#x}"] if offset else [str(vmlinux)]
+        return ["-ex", f"symbol-file {vmlinux} -o {offset:#x}"]
     if not known:
         return []
-    (stop.folder / SYMBOLS).write_bytes(symfile.elf(known))
+    (stop.folder / SYMBOLS).write_bytes(symfile.elf(known, arch))
     return ["-ex", f"symbol-file {stop.folder / SYMBOLS}"]
 
 

@@ -172,11 +172,15 @@ def require_writable(directory: Path) -> None:
 def cancel_on_signal(what: str = "ending the guests") -> Iterator[threading.Event]:
     """An event that Ctrl-C, SIGTERM and a closed terminal set. The runs see it, reap their guests and end."""
     cancel = threading.Event()
+    came = False
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
-        if not cancel.is_set():
-            # Not print: the signal may have come in the middle of one, and streams are not reentrant.
-            os.write(2, f"\nrig: {signal.Signals(number).name}: {what}\n".encode())
+        nonlocal came
+        if came:  # in the middle of set(), which holds a lock: to call it again would wait for itself
+            return
+        came = True
+        # Not print: the signal may have come in the middle of one, and streams are not reentrant.
+        os.write(2, f"\nrig: {signal.Signals(number).name}: {what}\n".encode())
         cancel.set()
 
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

@@ -23,10 +23,10 @@ exit codes:
 
 
 def add_options(sub: argparse.ArgumentParser) -> None:
-    for name in ("before", "after"):
-        text = "a run, or a directory of runs: then those with the same id are compared"
-        sub.add_argument(name, type=Path, metavar="RESULT_DIR", help=text)
-    sub.add_argument("--html", type=Path, metavar="FILE", help="write a page with everything, too")
+    text = "the evidence of a run, or a directory of many: of these, runs with the same id are compared"
+    sub.add_argument("before", type=Path, metavar="BEFORE", help=text)
+    sub.add_argument("after", type=Path, metavar="AFTER", help="the same, of the other side")
+    sub.add_argument("--html", type=Path, metavar="FILE", help="also write a page, with all that differs")
 
 
 def compare(args: argparse.Namespace) -> int:

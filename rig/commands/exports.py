@@ -18,7 +18,7 @@ FORMATS = {
     "junit": "JUnit XML",
     "ktap": "KTAP, version 1, of the kernel's own tests",
     "kcidb": "JSON for kernelci.org's database; runs that expect a failure are left out",
-    "markdown": "a summary in GitHub's Markdown: - >> $GITHUB_STEP_SUMMARY",
+    "markdown": "a summary in GitHub's Markdown, for $GITHUB_STEP_SUMMARY",
 }
 
 

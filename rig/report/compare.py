@@ -15,7 +15,8 @@ from rig.report.wording import Outcome, Tone, check_outcome, outcome
 # From good to bad, as the verdicts themselves are ordered.
 TONES = (Tone.GOOD, Tone.NEUTRAL, Tone.UNKNOWN, Tone.BAD)
 VERDICTS = tuple(Verdict)
-_LEFT_OUT = ("argv", "peak_memory_mib")  # of the environment: temporary paths, and what other runs took
+# Of the environment: temporary paths, a file with keys of that run alone, what other runs took.
+_LEFT_OUT = ("argv", "initramfs", "peak_memory_mib")
 
 
 class Course(enum.StrEnum):

@@ -232,15 +232,19 @@ class GdbStub:
         QEMU may ignore bits, or the whole write (target/i386/gdbstub.c): read it back. Raises ProtocolError for a
         name that QEMU's register descriptions don't have.
         """
-        if not self._register_numbers:
-            self._register_numbers = self._describe_registers()
+        self.describe_registers()
         name = _FLAGS if name == "rflags" else name
         if name not in self._register_numbers:
             raise ProtocolError(f"QEMU's gdbstub has no register {name}", received=", ".join(self._register_numbers))
         self._expect_ok(f"P{self._register_numbers[name]:x}={value.to_bytes(8, 'little').hex()}")
 
-    def _describe_registers(self) -> dict[str, int]:
-        """Register numbers by name, from QEMU's target description (GDB manual, G.2). Asking also enables `P`."""
+    def describe_registers(self) -> None:
+        """Have QEMU's target description (GDB manual, G.2). Asking also enables `p` and `P`."""
+        if not self._register_numbers:
+            self._register_numbers = self._read_numbers()
+
+    def _read_numbers(self) -> dict[str, int]:
+        """Register numbers by name."""
         numbers: dict[str, int] = {}
         # Not by the parser: QEMU doesn't declare the prefix xi.
         for included in re.findall(r'<xi:include href="([^"]+)"', self._read_annex("target.xml")):

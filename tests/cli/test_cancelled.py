@@ -14,6 +14,7 @@ import pytest
 
 from rig import cli
 from rig.commands import stock
+from rig.commands.common import cancel_on_signal
 from rig.errors import Cancelled
 from rig.model import Options, RunPlan, RunResult
 from tests.cli.pretended import CHECKS, ROOT, Conductor, result, words
@@ -96,3 +97,18 @@ def test_ctrl_c_in_other_commands(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     monkeypatch.setattr(stock, "list_", interrupted)
     assert cli.main(["list"]) == 130
     assert capsys.readouterr().err == "rig: cancelled\n"
+
+
+def test_a_second_ctrl_c_in_the_middle_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Event.set() holds a lock, so that a handler which called it within itself would never end."""
+    calls: list[bool] = []
+
+    def interrupted_again() -> None:
+        calls.append(True)
+        if len(calls) == 1:
+            signal.raise_signal(signal.SIGINT)
+
+    with cancel_on_signal() as cancel:
+        monkeypatch.setattr(cancel, "set", interrupted_again)
+        signal.raise_signal(signal.SIGINT)
+    assert calls == [True]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ import pytest
 
 from rig import cli
 from rig.errors import RequestError
+from rig.evidence import to_json
 from rig.model import Arch, Verdict
 from tests.cli.pretended import pretend
 from tests.report import forge
@@ -18,17 +20,18 @@ from tests.report import forge
 
 @pytest.fixture
 def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
-    """The words for two runs, of which the rooms know the results. No page can be written."""
-    kept = {"good": forge.PASSED, "sabotage": forge.SABOTAGED}
-    pretend(monkeypatch, "rig.judge", judge_dir=lambda path: kept[path.name])
+    """The words for two runs, of which there is no more than the result. No page can be written."""
     facts = SimpleNamespace(plan=SimpleNamespace(guest=SimpleNamespace(arch=Arch.AMD64)))
-    monkeypatch.setattr("rig.evidence.Evidence", lambda path: SimpleNamespace(facts=facts))
+    monkeypatch.setattr("rig.evidence.Evidence.facts", facts)
 
     def no_page(*_: object) -> str:
         raise AssertionError("a page was made")
 
     pretend(monkeypatch, "rig.report.html", render_run=no_page)
-    return [str(tmp_path / name) for name in kept]
+    for name, result in (("good", forge.PASSED), ("sabotage", forge.SABOTAGED)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "result.json").write_bytes(to_json(result))
+    return [str(tmp_path / "good"), str(tmp_path / "sabotage")]
 
 
 def test_files_and_no_page(runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -44,6 +47,21 @@ def test_files_and_no_page(runs: list[str], tmp_path: Path, capsys: pytest.Captu
     assert "kexec.panic" in paths
     assert cli.main(["report", *runs, *words, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["written"] == words[1::2]
+
+
+def test_of_each_cell_the_latest_run_counts(
+    runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    later = tmp_path / "later"
+    later.mkdir()
+    again = replace(
+        forge.PASSED, started="2030-01-01T00:00:00+00:00", verdict=Verdict.ERROR, surprise="could not judge"
+    )
+    (later / "result.json").write_bytes(to_json(again))
+    assert cli.main(["report", str(later), *runs, "--ktap", "-"]) == 0
+    out = capsys.readouterr().out
+    assert "1..2\n" in out
+    assert f"not ok 1 {again.id} # ERROR" in out
 
 
 def test_stdout_has_the_document_alone(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -81,6 +99,9 @@ def test_without_kcidb_io_it_is_written_and_said(
 def test_what_kcidb_refuses_is_told(
     runs: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pretend(monkeypatch, "rig.judge", judge_dir=lambda _: forge.result(Verdict.PASS, [forge.SURVIVED], started=7))
+    made = {"version": {"major": 5, "minor": 0}, "builds": [{"id": 7}]}
+    monkeypatch.setattr("rig.report.kcidb.kcidb", lambda *_: made)
     assert cli.main(["report", runs[0], "--kcidb", "-"]) == 3
-    assert "KCIDB refuses these results: 7 is not of type 'string' at $.tests[0].start_time" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "KCIDB refuses these results: " in err
+    assert "$.builds[0]" in err

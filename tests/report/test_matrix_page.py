@@ -52,6 +52,13 @@ def test_only_the_latest_run_of_a_cell_is_in_the_matrix() -> None:
     assert page.headline == "1 cell judged, all as their scenarios expect."
 
 
+def test_nothing_new_says_of_how_many_cells() -> None:
+    once, again = record("a@g/k", "01"), [record("b@g/k", "01"), record("b@g/k", "02")]
+    said = "of the 2 cells 1 had run before, and came to the same again"
+    assert said in outline(render_matrix([once, *again], link)).text
+    assert "No cell has run before" in outline(render_matrix([once], link)).text
+
+
 def test_skipped_cells_alone_are_no_success() -> None:
     assert build_matrix([record("a@g/k", "01", S)], link).headline == "1 cell, none judged."
     assert build_matrix([], link).headline == "0 cells, none judged."

@@ -80,3 +80,25 @@ def test_it_is_noted_whether_something_was_written(wires: Wires, packet: bytes, 
         debugger.sendall(frame(packet))
         wires.turn()
     assert wires.relay.wrote is wrote
+
+
+def test_a_debugger_of_32_bit_code_sees_an_i386(tmp_path: Path) -> None:
+    stub, qemu = socket.socketpair()
+    qemu.settimeout(5)
+    with stub, qemu, Relay(tmp_path / "gdb", stub, narrow=True) as relay:
+        wires = Wires(relay, qemu, tmp_path / "gdb")
+        with wires.connect() as debugger:
+            debugger.sendall(b"+" + frame(b"p8"))
+            wires.turn()
+            assert qemu.recv(99) == b"+" + frame(b"p10")
+            whole = b"+" + frame(b"7856341200000000")
+            for part in (whole[:5], whole[5:]):
+                qemu.sendall(part)
+                wires.turn()
+            assert debugger.recv(99) == b"+" + frame(b"78563412")
+            debugger.sendall(frame(b"qXfer:features:read:target.xml:0,25"))
+            wires.turn()
+            assert debugger.recv(99) == b"+" + frame(b'm<?xml version="1.0"?><!DOCTYPE target')
+            debugger.sendall(frame(b"D"))
+            wires.turn()
+            assert debugger.recv(99) == b"+" + frame(b"OK")

@@ -90,7 +90,7 @@ class MatrixPage:
     counts: list[Count]
     facts: list[Fact]
     changed: dict[Kind, list[ChangeItem]]
-    compared: bool  # at least one cell has run before: else there is nothing that could have changed
+    compared: int  # cells that have run before: the others can't have changed
     columns: list[str]
     grid: list[GridRow]
     rows: list[Row]
@@ -116,7 +116,7 @@ def build_matrix(records: Sequence[Record], link: Link, notes: Sequence[str] = (
         counts=counts,
         facts=headline_figures(latest),
         changed=_changed(changes(cells), rows),
-        compared=any(len(runs) > 1 for runs in cells.values()),
+        compared=sum(len(runs) > 1 for runs in cells.values()),
         columns=columns,
         grid=grid,
         rows=list(rows.values()),
