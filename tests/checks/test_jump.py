@@ -15,13 +15,14 @@ from rig.checks import run_check
 from rig.evidence import Copied, Evidence, EvidenceWriter, to_json
 from rig.facts import Facts, Jump
 from rig.model import PAGE_SIZE, Checkpoint, CheckResult, CpuState, Failure, Symbol, Verdict
-from tests.checks.forged_handover import CONTROL, DIRECT, ENTRY, MACHINE_KEXEC, PGD_COPY, Handover
+from tests.checks.forged_handover import CONTROL, DIRECT, ENTRY, MACHINE_KEXEC, PGD_COPY, RELOCATE_KERNEL, Handover
 from tests.forge import PGD, RAM, cpu, scenario
 from tests.forged_trace import PAGING_64, Instruction, trace_text
 
 SOURCE, SWAP = 0x600000, 0x601000
 IMAGE, KERNELS = b"\x11" * PAGE_SIZE, b"\x22" * PAGE_SIZE  # what lies at ENTRY: while away, before and after
 CONTEXT = 0x300000  # physical: where the kernel saves its state
+TEXT = 0x210000  # physical: where the kernel has relocate_kernel
 COUNT = 0x800  # bytes from the image's start: what it writes of itself
 STACK = DIRECT + 0x500FF0
 BACK = MACHINE_KEXEC + 0x40  # where machine_kexec goes on
@@ -43,12 +44,19 @@ def swapped(at: int) -> list[Instruction]:
 
 @dataclass
 class Trip(Handover):
-    """returned: what is in memory at `returned` besides, physical -> bytes. after: registers then. facts: others."""
+    """returned: what is in memory at `returned` besides, physical -> bytes. after: registers then. facts: others.
+
+    page: of the control page, and text: of the kernel's own copy of it, the RET behind the last change of CR3.
+    flags: EFLAGS there.
+    """
 
     segments: tuple[tuple[int, int], ...] = ((ENTRY, PAGE_SIZE),)
     returned: dict[int, bytes] = field(default_factory=dict)
     after: Mapping[str, Any] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
+    page: dict[int, str] = field(default_factory=lambda: {0x63: "c3"})
+    text: bytes = b"\xc3"
+    flags: int = 0x46
     more_steps: list[Instruction] = field(default_factory=lambda: swapped(CONTROL + 0x30))
 
     def steps(self) -> list[Instruction]:
@@ -63,8 +71,9 @@ class Trip(Handover):
             (ENTRY, "8908", {"cr3": PGD_COPY, "rax": ENTRY + COUNT, "rcx": 1, "rsp": SWAP + 0xFF0}),
             (ENTRY + 2, "c3", {}),
             *swapped(CONTROL + 0x50),
-            (CONTROL + 0x60, "0f22d8", {"rax": PGD}),  # mov cr3, rax
-            (BACK, "c3", {"cr3": PGD, "rsp": STACK}),
+            (RELOCATE_KERNEL + 0x60, "0f22d8", {"rax": PGD}),  # mov cr3, rax
+            (RELOCATE_KERNEL + 0x63, "c3", {"cr3": PGD, "rsp": STACK - 8, "rflags": self.flags}),
+            (BACK - 1, "c3", {"rsp": STACK, "rflags": 0x46}),
         ]
 
     def evidence(self, tmp_path: Path) -> Evidence:
@@ -80,6 +89,7 @@ class Trip(Handover):
                 **dict.fromkeys((CONTROL, CONTEXT, SWAP, 0x500000, 0x700000), bytes(PAGE_SIZE)),
                 ENTRY: KERNELS,
                 SOURCE: IMAGE,
+                TEXT: bytes(0x63) + self.text + bytes(PAGE_SIZE - 0x63 - len(self.text)),
             }.items()
         }
         away = dict(machine.later[Checkpoint.HANDOVER])
@@ -148,6 +158,13 @@ def test_a_byte_without_an_owner_fails(tmp_path: Path, address: int, why: str) -
     assert f"{address:#x}+1" in result.summary
 
 
+def test_a_second_page_that_is_written_through_is_no_swap_page(tmp_path: Path) -> None:
+    """As by an exchange that goes wrong once, of two."""
+    steps = [*swapped(CONTROL + 0x30), *swapped(CONTROL + 0x30), *swapping(CONTROL + 0x3C, 0x700000, ENTRY)]
+    result = judged(tmp_path, more_steps=steps, returned={0x700000: IMAGE})
+    assert (result.verdict, result.figures["unaccounted"]) == (Verdict.FAIL, PAGE_SIZE)
+
+
 def test_the_stack_below_the_frame_means_nothing(tmp_path: Path) -> None:
     assert judged(tmp_path, returned={0x500FE8: b"\x7f"}).verdict is Verdict.PASS
 
@@ -170,6 +187,25 @@ def test_a_register_that_is_not_restored_fails(tmp_path: Path, after: Mapping[st
 def test_a_jump_that_never_came_back_is_not_judged(tmp_path: Path) -> None:
     seen = (Checkpoint.MACHINE_KEXEC, Checkpoint.HANDOVER)
     assert judged(tmp_path, facts={"captured": seen}).verdict is Verdict.ERROR
+
+
+# ---------------------------------------------------------------- way-back-is-safe
+
+
+@pytest.mark.parametrize(
+    ("trip", "verdict", "words"),
+    [
+        ({}, Verdict.PASS, "after the one table switch"),
+        ({"text": b"\x90"}, Verdict.FAIL, "with other bytes"),
+        ({"flags": 0x246}, Verdict.FAIL, "interrupts were on"),
+        ({"facts": {"captured": (Checkpoint.MACHINE_KEXEC, Checkpoint.HANDOVER)}}, Verdict.ERROR, "not seen to return"),
+    ],
+)
+def test_the_way_back_is_judged_like_the_way_out(
+    tmp_path: Path, trip: Mapping[str, Any], verdict: Verdict, words: str
+) -> None:
+    result = run_check("way-back-is-safe", Trip(**trip).evidence(tmp_path))
+    assert (result.verdict, words in result.summary) == (verdict, True), result.summary
 
 
 # ---------------------------------------------------------------- jump-returns

@@ -18,12 +18,14 @@ from rig.report.html import render_run
 from rig.report.html.changes import changes
 from rig.report.html.commands import commands
 from rig.report.html.console import console
+from rig.report.html.handover import hand_over
 from rig.report.html.memory import Axis, memory_map
 from rig.report.html.page import Sources
 from rig.report.html.pages import LINES_EACH, pages
 from rig.report.html.picture import flag_names, picture
 from rig.report.html.registers import register_tables
 from rig.report.html.view import build_page
+from rig.report.listing import ChangeRow, Listing
 from tests.forge import PGD, Machine
 from tests.report import forge
 
@@ -103,15 +105,29 @@ def test_lines_that_are_left_out_are_counted(machine: Machine, tmp_path: Path) -
     assert (len(one.lines), one.more) == (LINES_EACH, 256 - LINES_EACH)
 
 
+def test_what_nobody_owns_is_left_out_last(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine.change(Checkpoint.MACHINE_KEXEC, DATA, b"abcd")
+    machine.change(Checkpoint.HANDOVER, 0x700000, b"Y")
+    evidence = machine.write(tmp_path)
+    monkeypatch.setattr("rig.report.html.pages.SHOWN", 1)
+    found = pages(evidence, changes(evidence), NONE)
+    assert [page.owners for page in found.pages] == ["unaccounted"]
+    assert found.left_out == 1
+    assert found.href("panic → machine-kexec", 0x100000) == ""
+    assert found.href("machine-kexec → handover", 0x700000) == "#page-700000-1"
+
+
 def test_the_map_has_what_nobody_owns_first(machine: Machine, tmp_path: Path) -> None:
     machine.learn(kimage=Kimage(0xC1000000, 0x900000, "forged", segments=((0x900000, 0x100000),)))
     machine.change(Checkpoint.MACHINE_KEXEC, DATA, b"abcd")
     machine.change(Checkpoint.HANDOVER, 0x700000, b"Y")
     evidence = machine.write(tmp_path)
-    drawn = memory_map(evidence, changes(evidence), {"page-700000-1"})
+    changed = changes(evidence)
+    shown = pages(evidence, [c for c in changed if c.owner == "unaccounted"], NONE)
+    drawn = memory_map(evidence, changed, shown)
     assert drawn is not None
     assert [(lane.kind, lane.marks[0].href) for lane in drawn.owners] == [
-        ("changed unowned", "#page-700000-1"),
+        ("changed unowned", "#page-700000-0"),
         ("changed", ""),  # its bytes are not in the page
     ]
     areas = {lane.kind: lane for lane in drawn.areas}
@@ -168,6 +184,22 @@ def test_commands_name_what_was_run(machine: Machine) -> None:
     assert text[3].splitlines() == [f"{run} --stop-at armed", f"{run} --stop-at panic"]
     without: Facts | None = None
     assert commands(forge.PASSED, without, [])[2].text == "rig run panic --guest x86_64 --kernel debian-6.1"
+
+
+def test_the_tables_that_were_live_are_told_by_steps() -> None:
+    rows = (
+        ChangeRow("1", "relocate_kernel+0x1", "movl %eax, %cr3", "CR3 0x1000 -> 0x2000"),
+        ChangeRow("2", "control page+0x2", "movl %eax, %cr0", "CR0 0x80000033 -> 0x33 (PG 1->0)"),
+    )
+    lines = ("The hand-over on CPU 0: 4 steps.", "", *(f"{n:6} 0x1 a+0x{n}" for n in range(4)), "The new image ...")
+    found = hand_over(Listing(lines, rows, "The new image ...", 4), NONE)
+    assert [(s.tables, s.steps, s.left, s.width) for s in found.live] == [
+        ("0x1000", "0–1", 0, 50),
+        ("0x2000", "2–2", 50, 25),
+        ("none, paging is off", "3–3", 75, 25),
+    ]
+    assert [run.text.split()[0] for run in found.last if run.marked] == ["1"]
+    assert hand_over(Listing(lines, (), "", 4), NONE).live == []
 
 
 # ---------------------------------------------------------------- what is missing

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from rig.model import PAGE_SIZE, CheckResult
 from rig.report.html.page import Fact, Sources, shown
-from rig.report.html.pages import PageBytes, page_id
+from rig.report.html.pages import Pages
 from rig.report.wording import integer, number, printable, records
 
 ADDRESSES_SHOWN = 6
@@ -52,7 +52,7 @@ class Ledger:
     owners: list[OwnerRow]
 
 
-def ledger(check: CheckResult | None, pages: Sequence[PageBytes], sources: Sources) -> Ledger | None:
+def ledger(check: CheckResult | None, pages: Pages, sources: Sources) -> Ledger | None:
     """None when the run has no such check, or it was not judged."""
     if check is None or not check.figures:
         return None
@@ -65,8 +65,6 @@ def ledger(check: CheckResult | None, pages: Sequence[PageBytes], sources: Sourc
     unaccounted = check.figures.get("unaccounted")
     if unaccounted is not None:
         facts.append(Fact("Without an owner", _amount(unaccounted), href=told))
-    ids = {page.id for page in pages}
-    intervals = list(dict.fromkeys(page.interval for page in pages))
     return Ledger(
         facts,
         [
@@ -79,7 +77,7 @@ def ledger(check: CheckResult | None, pages: Sequence[PageBytes], sources: Sourc
             )
             for row in records(check.figures, "intervals")
         ],
-        [_owner_row(row, ids, intervals, sources) for row in records(check.figures, "owners")],
+        [_owner_row(row, pages, sources) for row in records(check.figures, "owners")],
     )
 
 
@@ -98,12 +96,10 @@ def _amount(value: object) -> str:
     return number(value) if isinstance(value, int) else printable(shown(value))
 
 
-def _owner_row(row: Mapping[str, Any], ids: Container[str], intervals: list[str], sources: Sources) -> OwnerRow:
+def _owner_row(row: Mapping[str, Any], pages: Pages, sources: Sources) -> OwnerRow:
     listed = row.get("addresses")
     interval = printable(str(row.get("interval", ""))).replace("->", "→")
-    addresses = [
-        _address(value, interval, ids, intervals) for value in (listed if isinstance(listed, list | tuple) else [])
-    ]
+    addresses = [_address(value, interval, pages) for value in (listed if isinstance(listed, list | tuple) else [])]
     writers = row.get("writers")
     return OwnerRow(
         owner=printable(str(row.get("owner", "?"))),
@@ -119,12 +115,11 @@ def _owner_row(row: Mapping[str, Any], ids: Container[str], intervals: list[str]
     )
 
 
-def _address(value: object, interval: str, ids: Container[str], intervals: list[str]) -> Address:
+def _address(value: object, interval: str, pages: Pages) -> Address:
     """value: an address, or "0x9c002+2" as the check writes it."""
     text = f"{value:#x}" if isinstance(value, int) else printable(shown(value))
     try:
         page = int(text.partition("+")[0], 16) & ~(PAGE_SIZE - 1)
     except ValueError:
         return Address(text, "")
-    anchor = page_id(interval, page, intervals) if interval in intervals else ""
-    return Address(text, f"#{anchor}" if anchor in ids else "")
+    return Address(text, pages.href(interval, page))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from rig.errors import EvidenceError
@@ -14,7 +14,7 @@ from rig.memory.ledger import UNACCOUNTED
 from rig.model import CRASH_KERNEL, PAGE_SIZE, Range
 from rig.report.html.changes import Changed, is_unowned
 from rig.report.html.page import span_text
-from rig.report.html.pages import page_id
+from rig.report.html.pages import Pages
 from rig.report.wording import number, plural, printable
 
 GAP = 16 << 20  # bytes: holes between RAM that are longer are cut out of the map
@@ -101,8 +101,8 @@ class Axis:
         return [Tick(self.percent(a), span_text(a) if a else "0") for a in sorted(found)]
 
 
-def memory_map(evidence: Evidence, changed: Sequence[Changed], shown: Container[str]) -> MemoryMap | None:
-    """None when memory was never captured. shown: ids of the pages whose bytes are in the page.
+def memory_map(evidence: Evidence, changed: Sequence[Changed], pages: Pages) -> MemoryMap | None:
+    """None when memory was never captured. pages: those whose bytes are shown, and linked to.
 
     :raise EvidenceError: what is needed was not kept
     """
@@ -116,7 +116,7 @@ def memory_map(evidence: Evidence, changed: Sequence[Changed], shown: Container[
         size=span_text(axis.size),
         ticks=axis.ticks(),
         areas=[lane for lane in _areas(evidence, axis) if lane.marks],
-        owners=_owners(changed, axis, shown),
+        owners=_owners(changed, axis, pages),
         cuts=cuts,
     )
 
@@ -178,29 +178,27 @@ def _lane(name: str, kind: str, marks: list[Mark]) -> Lane:
 # ---------------------------------------------------------------- what changed
 
 
-def _owners(changed: Sequence[Changed], axis: Axis, shown: Container[str]) -> list[Lane]:
+def _owners(changed: Sequence[Changed], axis: Axis, pages: Pages) -> list[Lane]:
     """Those without an owner first, then by bytes; the smallest share the last lane when there are too many."""
     by_owner: dict[str, list[Changed]] = defaultdict(list)
     for change in changed:
         by_owner[change.owner].append(change)
-    intervals = list(dict.fromkeys(change.interval for change in changed))
     order = sorted(by_owner, key=lambda owner: (owner != UNACCOUNTED, -sum(c.length for c in by_owner[owner])))
-    lanes = [_owner_lane(printable(owner), by_owner[owner], intervals, axis, shown) for owner in order[:OWNERS]]
+    lanes = [_owner_lane(printable(owner), by_owner[owner], axis, pages) for owner in order[:OWNERS]]
     if rest := [change for owner in order[OWNERS:] for change in by_owner[owner]]:
-        lanes.append(_owner_lane(f"{len(order) - OWNERS} other owners", rest, intervals, axis, shown))
+        lanes.append(_owner_lane(f"{len(order) - OWNERS} other owners", rest, axis, pages))
     return lanes
 
 
-def _owner_lane(name: str, changed: Sequence[Changed], intervals: list[str], axis: Axis, shown: Container[str]) -> Lane:
+def _owner_lane(name: str, changed: Sequence[Changed], axis: Axis, shown: Pages) -> Lane:
     pages: dict[int, list[Changed]] = defaultdict(list)
     for change in changed:
         for page in change.pages:
             pages[page].append(change)
-    marks = []
-    for page, parts in sorted(pages.items()):
-        anchor = page_id(parts[0].interval, page, intervals)
-        words = _words(page, name, parts)
-        marks.append(axis.mark(page, page + PAGE_SIZE, words, f"#{anchor}" if anchor in shown else ""))
+    marks = [
+        axis.mark(page, page + PAGE_SIZE, _words(page, name, parts), shown.href(parts[0].interval, page))
+        for page, parts in sorted(pages.items())
+    ]
     total = sum(change.length for change in changed)
     note = f"{plural(total, 'byte', 'bytes')}, {plural(len(pages), 'page', 'pages')}"
     kind = "changed unowned" if is_unowned(changed[0]) else "changed"

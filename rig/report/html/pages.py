@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from rig.evidence import Evidence
 from rig.memory.diff import changed_ranges
-from rig.report.html.changes import Changed, page_at
+from rig.report.html.changes import Changed, is_unowned, page_at
 from rig.report.html.page import Link, Sources
 from rig.report.wording import plural, printable
 
@@ -61,27 +61,35 @@ class PageBytes:
 
 @dataclass(frozen=True)
 class Pages:
-    """left_out: how many pages that changed are not among them."""
+    """left_out: how many pages that changed are not among them. ids: by interval and physical address."""
 
     pages: list[PageBytes]
     left_out: int
+    ids: Mapping[tuple[str, int], str]
+
+    def href(self, interval: str, page: int) -> str:
+        """A link to the page at a physical address as it changed in an interval; empty when it is not among them."""
+        return f"#{self.ids[interval, page]}" if (interval, page) in self.ids else ""
 
 
-def page_id(interval: str, page: int, intervals: Sequence[str]) -> str:
-    """The anchor of a page in an interval."""
-    return f"page-{page:x}-{intervals.index(interval)}"
+NONE = Pages([], 0, {})
 
 
 def pages(evidence: Evidence, changed: Sequence[Changed], sources: Sources) -> Pages:
-    """:raise EvidenceError: a page was not kept"""
+    """What nobody owns comes first, and is left out last.
+
+    :raise EvidenceError: a page was not kept
+    """
     grouped: dict[tuple[str, int], list[Changed]] = defaultdict(list)
     for change in changed:
         for page in change.pages:
             grouped[change.interval, page].append(change)
     intervals = list(dict.fromkeys(change.interval for change in changed))
+    order = sorted(grouped.items(), key=lambda group: not any(map(is_unowned, group[1])))
+    ids = {(interval, page): f"page-{page:x}-{intervals.index(interval)}" for (interval, page), _ in order[:SHOWN]}
     found: list[PageBytes] = []
     budget = LINES
-    for (interval, page), parts in list(grouped.items())[:SHOWN]:
+    for (interval, page), parts in order[:SHOWN]:
         before, after = (page_at(evidence, where, page) for where in (parts[0].before, parts[0].after))
         lines = _lines(page, before, after)
         shown = lines[: min(LINES_EACH, budget)]
@@ -90,7 +98,7 @@ def pages(evidence: Evidence, changed: Sequence[Changed], sources: Sources) -> P
         whole = len(found) < WHOLE
         found.append(
             PageBytes(
-                id=page_id(interval, page, intervals),
+                id=ids[interval, page],
                 address=f"{page:#x}",
                 interval=interval,
                 owners=printable(", ".join(dict.fromkeys(part.owner for part in parts))),
@@ -102,7 +110,7 @@ def pages(evidence: Evidence, changed: Sequence[Changed], sources: Sources) -> P
                 files=sources.links([f"memory/{where}.pages.zst" for where in (parts[0].before, parts[0].after)]),
             )
         )
-    return Pages(found, len(grouped) - len(found))
+    return Pages(found, len(grouped) - len(found), ids)
 
 
 def _lines(page: int, before: bytes, after: bytes) -> list[tuple[str, Iterator[Piece], Iterator[Piece]]]:

@@ -19,7 +19,7 @@ from rig.report.html.handover import HandOver, hand_over
 from rig.report.html.ledger import Ledger, ledger
 from rig.report.html.memory import MemoryMap, memory_map
 from rig.report.html.page import Fact, Link, Reader, Sources, shown, size_text
-from rig.report.html.pages import Pages, pages
+from rig.report.html.pages import NONE, Pages, pages
 from rig.report.html.pgd import Pgd, pgd
 from rig.report.html.picture import picture
 from rig.report.html.registers import RegisterTable, register_tables
@@ -101,8 +101,7 @@ def build_page(result: RunResult, evidence: Evidence, listing: Listing | None = 
     reader = Reader(str(evidence.path))
     facts: Facts | None = reader.attempt(lambda: evidence.facts, None)
     changed: list[Changed] = reader.attempt(lambda: changes(evidence), []) if facts and facts.captured else []
-    shown_pages = reader.attempt(lambda: pages(evidence, changed, sources), Pages([], 0))
-    ids = {page.id for page in shown_pages.pages}
+    shown_pages = reader.attempt(lambda: pages(evidence, changed, sources), NONE)
     registers: Mapping[str, Sequence[CpuState]] = reader.attempt(evidence.registers, {})
     total = sum(phase.seconds for phase in result.phases)
     return Page(
@@ -118,9 +117,9 @@ def build_page(result: RunResult, evidence: Evidence, listing: Listing | None = 
         pgd=pgd(
             find_check(result, PGD_CHECK), reader.attempt(lambda: picture(evidence), None) if facts else None, sources
         ),
-        map=reader.attempt(lambda: memory_map(evidence, changed, ids), None) if facts else None,
+        map=reader.attempt(lambda: memory_map(evidence, changed, shown_pages), None) if facts else None,
         pages=shown_pages,
-        ledger=ledger(find_check(result, LEDGER_CHECK), shown_pages.pages, sources),
+        ledger=ledger(find_check(result, LEDGER_CHECK), shown_pages, sources),
         hand_over=hand_over(listing, sources) if listing else None,
         registers=register_tables(registers, facts.crashing_cpu if facts else None, sources),
         console=console(reader.attempt(evidence.console, b""), result.phases, sources),
