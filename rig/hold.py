@@ -47,6 +47,7 @@ PINNED = (Checkpoint.PANIC, Checkpoint.MACHINE_KEXEC, Checkpoint.HANDOVER)
 NEW_KERNEL = (Checkpoint.CRASH_KERNEL, Checkpoint.SECOND_KERNEL)
 SUN_PATH = 108  # bytes of a Unix socket's path, with the NUL at its end (unix(7))
 GDB, QMP, SYMBOLS = "gdb", "qmp", "symbols"  # file names
+_STDIN_HINT = "a line from stdin, or its end, lets the run go on: use a terminal or a pipe"
 
 
 @dataclass(frozen=True)
@@ -96,9 +97,6 @@ def require_possible(plans: Sequence[RunPlan], checkpoint: Checkpoint, stdin: in
         raise RequestError("--stop-at: stdin is closed", hint=_STDIN_HINT) from problem
     if stat.S_ISCHR(status.st_mode) and status.st_rdev == os.stat(os.devnull).st_rdev:
         raise RequestError(f"--stop-at: stdin is {os.devnull}", hint=_STDIN_HINT)
-
-
-_STDIN_HINT = "a line from stdin, or its end, lets the run go on: use a terminal or a pipe"
 
 
 @contextlib.contextmanager
@@ -179,8 +177,8 @@ def _symbol_options(run: Run, vm: Vm, stop: StopAt, arch: Arch) -> list[str]:
             known = {}
     if vmlinux is not None and symbols.MACHINE_KEXEC in running:
         linked = symbols.named(vmlinux, (symbols.MACHINE_KEXEC,))[symbols.MACHINE_KEXEC]
-        offset = (running[symbols.MACHINE_KEXEC] - linked) % (1 << 64)
-        return ["-ex", f"symbol-file {vmlinux} -o {offset:#x}"]
+        offset = (running[symbols.MACHINE_KEXEC] - linked) % (1 << 8 * arch.word)
+        return ["-ex", f"symbol-file {shlex.quote(str(vmlinux))} -o {offset:#x}"]
     if not known:
         return []
     (stop.folder / SYMBOLS).write_bytes(symfile.elf(known, arch))

@@ -53,9 +53,9 @@ def query_status(path: str) -> dict[str, Any]:
 
 
 @contextmanager
-def held(checkpoint: str, *words: str | Path) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
+def held(checkpoint: str, guest: str, *words: str | Path) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
     """A rig that holds a guest; the sockets for gdb and for QMP."""
-    command = rig_command("run", *words, "--guest", "x86_64", "--stop-at", checkpoint, "--json")
+    command = rig_command("run", *words, "--guest", guest, "--stop-at", checkpoint, "--json")
     pipe = subprocess.PIPE
     with subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
         try:
@@ -77,7 +77,7 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, dict[str, Any]]:
 
 
 def test_a_guest_that_was_looked_at_goes_on_to_its_verdict(tmp_path: Path) -> None:
-    with held("machine-kexec", "panic", "--results", tmp_path) as (process, gdb, qmp):
+    with held("machine-kexec", "x86_64", "panic", "--results", tmp_path) as (process, gdb, qmp):
         debugger = Debugger(gdb)
         assert debugger.ask("?").startswith("T05thread:p01.01")
         assert len(debugger.ask("g")) > 256
@@ -91,15 +91,19 @@ def test_a_guest_that_was_looked_at_goes_on_to_its_verdict(tmp_path: Path) -> No
 
 
 def test_a_guest_that_was_let_run_on_is_not_judged(tmp_path: Path) -> None:
-    with held("panic", "panic", "--results", tmp_path) as (process, gdb, _):
-        assert Debugger(gdb).ask("vCont;s:p1.1").startswith("T05")
+    with held("panic", "pae", "panic", "--results", tmp_path) as (process, gdb, _):
+        debugger = Debugger(gdb)
+        assert "<architecture>i386<" in debugger.ask("qXfer:features:read:target.xml:0,fff")
+        before = debugger.ask("p8")  # eip
+        assert debugger.ask("vCont;s:p1.1").startswith("T05")
+        assert debugger.ask("p8") != before
         status, result = finish(process)
     assert (status, result["verdict"]) == (3, "error")
     assert "was let run on from panic" in result["error"]["message"]
 
 
 def test_a_guest_at_its_shell_may_run_meanwhile(tmp_path: Path) -> None:
-    with held("second-kernel", "plain-kexec", "--results", tmp_path) as (process, gdb, qmp):
+    with held("second-kernel", "x86_64", "plain-kexec", "--results", tmp_path) as (process, gdb, qmp):
         debugger = Debugger(gdb)
         assert debugger.ask("?").startswith("T")
         assert query_status(qmp)["running"] is False
