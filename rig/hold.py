@@ -41,9 +41,10 @@ ORDER = {
         Checkpoint.CRASH_KERNEL,
     ),
     LoadKind.PLAIN: (Checkpoint.ARMED, Checkpoint.MACHINE_KEXEC, Checkpoint.HANDOVER, Checkpoint.SECOND_KERNEL),
+    LoadKind.JUMP: (Checkpoint.ARMED, Checkpoint.MACHINE_KEXEC, Checkpoint.HANDOVER, Checkpoint.RETURNED),
     LoadKind.NONE: (Checkpoint.ARMED,),
 }
-PINNED = (Checkpoint.PANIC, Checkpoint.MACHINE_KEXEC, Checkpoint.HANDOVER)
+PINNED = (Checkpoint.PANIC, Checkpoint.MACHINE_KEXEC, Checkpoint.HANDOVER, Checkpoint.RETURNED)
 NEW_KERNEL = (Checkpoint.CRASH_KERNEL, Checkpoint.SECOND_KERNEL)
 SUN_PATH = 108  # bytes of a Unix socket's path, with the NUL at its end (unix(7))
 GDB, QMP, SYMBOLS = "gdb", "qmp", "symbols"  # file names

@@ -7,16 +7,17 @@ arch/x86/kernel/relocate_kernel_{32,64}.S). The image is two pages: all of it is
 
 from __future__ import annotations
 
-from rig.errors import EvidenceError, GuestDied, GuestError, ProtocolError
+from rig.errors import EvidenceError, GuestDied, ProtocolError
 from rig.evidence import DIED
 from rig.facts import Jump
-from rig.kernel import kimage, symbols
+from rig.hold import hold
+from rig.kernel import symbols
 from rig.kernel.pagelist import PageList
 from rig.live import Run, attached
 from rig.loads import JUMP
-from rig.memory import levels, paging
-from rig.model import Checkpoint, CpuState
-from rig.plain import keep_copied, moved, ram
+from rig.memory import paging
+from rig.model import Checkpoint
+from rig.plain import keep_copied, moved, to_machine_kexec
 from rig.recorder import Recorder
 from rig.trace import code_of
 from rig.triggers import BACK, ENTERED
@@ -33,39 +34,26 @@ def out_and_back(run: Run, vm: Vm, recorder: Recorder) -> None:
     with run.in_phase("boot-id", "the guest's boot id") as deadline:
         boot_id = vm.shell.run(BOOT_ID, deadline).strip()
     with attached(vm) as gdb:
-        pages, back = _to_machine_kexec(run, vm, gdb, recorder)
+        _, pages = to_machine_kexec(run, vm, gdb, recorder)
+        run.keep += moved(pages)
+        back = _return_address(run, recorder)
+        hold(run, vm, Checkpoint.MACHINE_KEXEC)
         try:
             _to_image(run, vm, gdb, recorder, pages)
+            hold(run, vm, Checkpoint.HANDOVER)
         except GuestDied:
             if run.ended_itself(vm):
                 run.post_mortem(vm, recorder)
             raise
         run.survey(recorder)
         _to_return(run, vm, gdb, recorder, back)
+        hold(run, vm, Checkpoint.RETURNED)
     _go_on(run, vm.shell, boot_id)
 
 
-def _to_machine_kexec(run: Run, vm: Vm, gdb: GdbStub, recorder: Recorder) -> tuple[PageList, int]:
-    """What is swapped with what, and where machine_kexec is to return to (virtual)."""
-    with run.in_phase("machine-kexec", f"a CPU at {symbols.MACHINE_KEXEC}") as deadline:
-        cpu = run.stop_at(vm, gdb, run.facts.symbols[symbols.MACHINE_KEXEC], deadline, lambda: run.pull(vm))
-        if cpu.paging is None:
-            raise GuestError(f"paging is off at {symbols.MACHINE_KEXEC}")
-        run.learn(crashing_cpu=cpu.cpu, mode=cpu.paging, cr3=cpu.cr3)
-        run.keep.append(levels.root(cpu.paging, cpu.cr3))
-        run.at_panic = vm.info_registers()
-        run.capture(vm, recorder, Checkpoint.MACHINE_KEXEC)
-        image, pages = kimage.read_plain(recorder.live, cpu.paging, cpu, run.plan.guest.arch, ram(run.facts.iomem))
-        if not len(pages.destinations):
-            raise EvidenceError("the image's list of pages is empty: nothing would be swapped")
-        run.learn(kimage=image)
-        run.keep += moved(pages)
-        run.inject(vm, gdb, recorder, Checkpoint.MACHINE_KEXEC, moved(pages) | frozenset(pages.lists))
-    return pages, _return_address(run, recorder, cpu)
-
-
-def _return_address(run: Run, recorder: Recorder, cpu: CpuState) -> int:
-    """On top of the stack at a function's first instruction."""
+def _return_address(run: Run, recorder: Recorder) -> int:
+    """Where machine_kexec is to return to (virtual): on top of the stack at a function's first instruction."""
+    cpu = next(cpu for cpu in run.at_panic if cpu.cpu == run.facts.crashing_cpu)
     assert cpu.paging is not None
     word = run.plan.guest.arch.word
     try:

@@ -51,7 +51,7 @@ def ram(iomem: Iterable[Range]) -> list[Range]:
 def hand_over(run: Run, vm: Vm, recorder: Recorder) -> None:
     """Pull the trigger, follow the kernel to the new image's first instruction."""
     with attached(vm) as gdb:
-        image, pages = _to_machine_kexec(run, vm, gdb, recorder)
+        image, pages = to_machine_kexec(run, vm, gdb, recorder)
         hold(run, vm, Checkpoint.MACHINE_KEXEC)
         try:
             _to_new_image(run, vm, gdb, recorder, image, pages)
@@ -62,7 +62,8 @@ def hand_over(run: Run, vm: Vm, recorder: Recorder) -> None:
             raise
 
 
-def _to_machine_kexec(run: Run, vm: Vm, gdb: GdbStub, recorder: Recorder) -> tuple[Kimage, PageList]:
+def to_machine_kexec(run: Run, vm: Vm, gdb: GdbStub, recorder: Recorder) -> tuple[Kimage, PageList]:
+    """The image that a CPU is about to enter, and what is copied where on the way."""
     with run.in_phase("machine-kexec", f"a CPU at {symbols.MACHINE_KEXEC}") as deadline:
         cpu = run.stop_at(vm, gdb, run.facts.symbols[symbols.MACHINE_KEXEC], deadline, lambda: run.pull(vm))
         if cpu.paging is None:
@@ -76,7 +77,7 @@ def _to_machine_kexec(run: Run, vm: Vm, gdb: GdbStub, recorder: Recorder) -> tup
         arch, below = run.plan.guest.arch, run.facts.hypervisor is not None
         image, pages = kimage.read_plain(recorder.live, cpu.paging, cpu, arch, where, own_tables=tables, xen=below)
         if not len(pages.destinations):
-            raise EvidenceError("the image's list of pages is empty: nothing would be copied")
+            raise EvidenceError("the image's list of pages is empty: nothing would be moved")
         run.learn(kimage=image)
         run.inject(vm, gdb, recorder, Checkpoint.MACHINE_KEXEC, moved(pages) | frozenset(pages.lists))
     return image, pages

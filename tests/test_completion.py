@@ -43,7 +43,7 @@ def bash_script(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["rig", "run", "panic", "--stop-at", "ha"], {"handover"}),
         (["rig", "matrix", "nigh"], {"nightly"}),
         (["rig", "shell", "x86_64-la"], {"x86_64-la57"}),
-        (["rig", "build", "built-7"], {"built-7.2"}),
+        (["rig", "build", "built-7.2-"], {"built-7.2-jump"}),
         (["rig", "check", "rig/vm"], {"rig/vm"}),
     ],
 )

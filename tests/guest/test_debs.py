@@ -33,7 +33,7 @@ def test_a_modules_dependencies_are_in_its_modinfo() -> None:
     [
         ("", b"text" * 9),
         (".xz", lzma.compress(b"text" * 9)),
-        (".gz", gzip.compress(b"text" * 9)),
+        (".gz", gzip.compress(b"text" * 9, mtime=0)),
         (".zst", zstandard.compress(b"text" * 9)),
     ],
 )
