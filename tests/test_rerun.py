@@ -143,6 +143,16 @@ def test_another_machine_than_qemu_was_given(facts: Facts, cache: PackageCache) 
     assert difference == f"QEMU's options are others: 999M then, {GUEST.memory}M now"
 
 
+def test_the_monitor_of_a_held_guest_is_no_other_machine(facts: Facts, cache: PackageCache) -> None:
+    held = [
+        "-chardev",
+        "socket,id=monitor,path=/tmp/rig-x/qmp,server=on,wait=off",
+        "-mon",
+        "chardev=monitor,mode=control",
+    ]
+    assert not examine(told(facts, argv=[*facts.environment["argv"], *held]), cache).differences
+
+
 def test_another_initramfs_of_the_same_files(facts: Facts, cache: PackageCache) -> None:
     assert facts.manifest is not None
     other = replace(facts, manifest=replace(facts.manifest, initramfs="another rig's"))

@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import dataclasses
 import os
+import queue
 import signal
 import sys
 import tempfile
@@ -170,24 +171,32 @@ def require_writable(directory: Path) -> None:
 
 @contextlib.contextmanager
 def cancel_on_signal(what: str = "ending the guests") -> Iterator[threading.Event]:
-    """An event that Ctrl-C, SIGTERM and a closed terminal set. The runs see it, reap their guests and end."""
+    """An event that Ctrl-C, SIGTERM and a closed terminal set. The runs see it, reap their guests and end.
+
+    Not the handler but a thread sets it: an event has a lock, which may be taken where the signal came in, as in
+    the handler of a first one. SimpleQueue.put is reentrant.
+    """
     cancel = threading.Event()
-    came = False
+    came: queue.SimpleQueue[int] = queue.SimpleQueue()
+
+    def pass_on() -> None:
+        if number := came.get():
+            # Not print: the main thread may be in the middle of one.
+            os.write(2, f"\nrig: {signal.Signals(number).name}: {what}\n".encode())
+            cancel.set()
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
-        nonlocal came
-        if came:  # in the middle of set(), which holds a lock: to call it again would wait for itself
-            return
-        came = True
-        # Not print: the signal may have come in the middle of one, and streams are not reentrant.
-        os.write(2, f"\nrig: {signal.Signals(number).name}: {what}\n".encode())
-        cancel.set()
+        came.put(number)
 
+    thread = threading.Thread(target=pass_on, name="signals", daemon=True)
+    thread.start()
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {number: signal.signal(number, on_signal) for number in numbers}
     try:
         yield cancel
     finally:
+        came.put(0)
+        thread.join()
         # Once cancelled the process is about to end: a second Ctrl-C must not break that off, with a stack trace or, as
         # Python gives up its own handlers at its very end, with a signal's status instead of ours.
         for number, handler in before.items():

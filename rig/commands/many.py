@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rig.commands.common import cancel_on_signal, exit_code, require_writable
+from rig.commands.common import cancel_on_signal, exit_code, keep_history, require_writable
 from rig.errors import Cancelled, RigError
 from rig.model import Failure, Options, RunPlan
 
@@ -56,6 +56,7 @@ def carry_out_cells(
     left = room.left(outcomes, request.retry)
     if finished:
         show(finished)
+        keep_history(options.results, finished)
     if left:
         raise Cancelled(f"cancelled: {left} of {len(plans)} cells are left; {GO_ON}")
     return exit_code(result for result, _ in finished)

@@ -32,6 +32,7 @@ from rig.vm.logs import ThreadLogs
 from rig.vm.qmp import Qmp
 from rig.vm.shell import Shell
 
+MONITOR = ("socket,id=monitor,", "chardev=monitor,")  # how the options of a second monitor begin
 QEMU = "qemu-system-x86_64"  # runs the 32-bit guests, too
 MINIMUM_VERSION = (7, 2)
 _INSTALL_HINT = "install QEMU 7.2 or newer (Debian: qemu-system-x86); `rig doctor` shows what else is missing"
@@ -163,8 +164,8 @@ def _monitor(path: Path | None) -> list[tuple[str, str]]:
         return []
     where = str(path).replace(",", ",,")
     return [
-        ("-chardev", f"socket,id=monitor,path={where},server=on,wait=off"),
-        ("-mon", "chardev=monitor,mode=control"),
+        ("-chardev", f"{MONITOR[0]}path={where},server=on,wait=off"),
+        ("-mon", f"{MONITOR[1]}mode=control"),
     ]
 
 

@@ -90,6 +90,38 @@ def test_ctrl_c_in_a_process_of_its_own(tmp_path: Path) -> None:
     assert "Traceback" not in seen + err
 
 
+def test_a_signal_while_another_is_dealt_with(tmp_path: Path) -> None:
+    """The second comes when the event that the first sets has its lock taken: whoever takes it again waits for ever."""
+    script = textwrap.dedent(
+        """
+        import os, signal, threading
+        from rig.commands.common import cancel_on_signal
+        notify_all = threading.Condition.notify_all
+        def interrupted(condition):
+            threading.Condition.notify_all = notify_all
+            os.kill(os.getpid(), signal.SIGINT)
+            notify_all(condition)
+        with cancel_on_signal() as cancel:
+            threading.Condition.notify_all = interrupted
+            os.kill(os.getpid(), signal.SIGINT)
+            cancel.wait()
+        print("ended")
+        """
+    )
+    done = subprocess.Popen(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert done.communicate(timeout=60) == ("ended\n", "\nrig: SIGINT: ending the guests\n")
+    finally:
+        done.kill()
+
+
 def test_ctrl_c_in_other_commands(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def interrupted(_args: object) -> int:
         raise KeyboardInterrupt
