@@ -58,8 +58,12 @@ def test_every_step_is_shell_and_asks_the_rig_for_what_it_has(where: str, script
     done = subprocess.run(["sh", "-n"], input=script, capture_output=True, text=True, timeout=20)
     assert done.returncode == 0, f"{where}: {done.stderr}"
     for line in script.splitlines():
-        if called := re.search(r"\./rigw (matrix .*)", line):
-            args = cli.parser().parse_args(shlex.split(called[1].replace("$CELLS", "nightly")))
+        if called := re.search(r"\./rigw ((?:matrix|report) .*)", line):
+            words = re.sub(r"\$\(.*?\)", "kept", called[1]).replace("$CELLS", "nightly")
+            args = cli.parser().parse_args(shlex.split(words))
+            if args.command == "report":
+                assert args.html == Path("public" if where.startswith(GITLAB.name) else "site")
+                continue
             assert args.patterns == ["nightly"]
             assert args.shard == (1, 1 if where.startswith(GITLAB.name) else 4)
 
@@ -99,6 +103,9 @@ def test_the_nights_shards_are_all_run_kept_and_reported_on_github() -> None:
     assert (report["needs"], report["if"]) == ("shard", "${{ !cancelled() }}")
     assert uses(report, "actions/download-artifact")["with"]["pattern"] == "shard-*"
     assert uses(report, "actions/upload-pages-artifact")["with"]["path"] == "site"
+    before, after = (uses(report, f"actions/cache/{what}")["with"] for what in ("restore", "save"))
+    assert (before["path"], before["key"]) == (after["path"], after["key"])
+    assert after["key"].startswith(before["restore-keys"])
     # The report of a red night is made and published, and the night is red.
     assert report["steps"][-1]["run"] == 'test "${{ needs.shard.result }}" = success'
     assert jobs["publish"]["needs"] == "report"
@@ -117,6 +124,7 @@ def test_the_nights_shards_are_all_run_kept_and_reported_on_gitlab() -> None:
     assert [rule["when"] for rule in pages["rules"]] == ["always"]
     assert "public" in pages["artifacts"]["paths"]
     assert "--html public" in pages["script"][0]
+    assert pages["cache"]["paths"] == ["kept"]
     assert not shard.get("allow_failure")
 
 
