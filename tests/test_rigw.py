@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 REAL = ("sh", "cat", "cut", "basename", "dirname", "readlink", "sha256sum", "rm", "mkdir", "chmod", "env", "flock")
 GUEST_TOOLS = ("qemu-system-x86_64", "setpriv", "xz", "gcc", "make")
 KERNEL_TOOLS = ("flex", "bison", "bc", "patch", "ld")
+TEST_TOOLS = ("chromium", "git")
 
 # `python3 -m venv --clear DIR` puts itself there; `-m pip install` makes DIR/bin/rig, which tells what it is given.
 PYTHON = """\
@@ -51,7 +52,7 @@ class Machine:
             (self.bin / name).symlink_to(path)
         self.program("python3", PYTHON)
         self.program("id", "echo 0")
-        for name in (*GUEST_TOOLS, *KERNEL_TOOLS):
+        for name in (*GUEST_TOOLS, *KERNEL_TOOLS, *TEST_TOOLS):
             self.program(name)
 
     def program(self, name: str, text: str = "") -> None:
@@ -193,3 +194,13 @@ def test_not_debian(machine: Machine) -> None:
     code, _, err = machine.run("run", "panic")
     assert code == 3
     assert "this is not a Debian system: install what Debian calls gcc make" in err
+
+
+def test_a_browser_is_installed_for_tests_only(machine: Machine) -> None:
+    machine.without("chromium")
+    machine.program("apt-get", 'echo "apt-get $*" >>"$LOG"')
+    machine.program("apt-cache")
+    assert machine.run("run", "panic")[0] == 0
+    assert "chromium" not in machine.log.read_text()
+    machine.run("test")
+    assert "install -y --no-install-recommends chromium" in machine.log.read_text()
