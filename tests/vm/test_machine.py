@@ -16,6 +16,7 @@ import pytest
 from rig.errors import Cancelled, GuestDied, GuestError, GuestHung, MachineError, ProtocolError
 from rig.vm.deadline import Deadline
 from rig.vm.qemu import MachineSpec, Vm
+from tests.processes import is_running
 from tests.vm.conftest import CODE, LOOP, say
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(60)]
@@ -196,6 +197,7 @@ _PARENT = """
 import sys, time
 from pathlib import Path
 from rig.vm.qemu import MachineSpec, Vm
+from tests.processes import is_running
 kernel, initrd, run_dir = map(Path, sys.argv[1:])
 spec = MachineSpec(64, 1, "pc", "qemu64", "tcg", kernel, initrd, "", run_dir)
 with Vm(spec) as vm:
@@ -214,23 +216,14 @@ def test_qemu_dies_with_a_killed_parent(make_spec: MakeSpec) -> None:
     )
     assert parent.stdout
     pid = int(parent.stdout.readline())
-    assert _is_running(pid)
+    assert is_running(pid)
     parent.kill()
     parent.wait()
     parent.stdout.close()
     until = time.monotonic() + 5
-    while _is_running(pid) and time.monotonic() < until:
+    while is_running(pid) and time.monotonic() < until:
         time.sleep(0.02)
-    assert not _is_running(pid)
-
-
-def _is_running(pid: int) -> bool:
-    """Whether the process exists and is no zombie (which nobody may reap in a container)."""
-    try:
-        status = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return status != "Z"
+    assert not is_running(pid)
 
 
 def test_leaving_the_block_leaves_nothing(make_spec: MakeSpec) -> None:
