@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rig.errors import RigError
 from rig.model import Guest
-from rig.pool import OVERHEAD, available_memory, cores
+from rig.pool import available_memory, cores, guest_need
 from rig.vm.qemu import MINIMUM_VERSION, QEMU
 
 PYTHON = (3, 11)
@@ -126,11 +126,11 @@ def tool_row(name: str, path: str | None) -> Row:
 
 def memory_row(available: int, guests: Sequence[int]) -> Row:
     """available, guests: MiB."""
-    smallest, needed = min(guests), 2 * max(guests) + OVERHEAD
+    smallest, needed = guest_need(min(guests)), guest_need(max(guests))
     found = f"{available} MiB available, the largest guest needs {needed} MiB"
     if available >= needed:
         return Row("memory", State.OK, found)
-    state = State.WARNING if available >= 2 * smallest + OVERHEAD else State.MISSING
+    state = State.WARNING if available >= smallest else State.MISSING
     return Row("memory", state, found, "end other programs, or choose a guest with less memory")
 
 

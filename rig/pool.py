@@ -33,14 +33,16 @@ class Capacity:
 
 
 def need(plan: RunPlan) -> int:
-    """MiB that one run needs: the guest's memory, once more for the capture, and QEMU. What is skipped needs none.
+    """MiB that one run needs. What is skipped needs none."""
+    return 0 if plan.skip else guest_need(plan.guest.memory)
+
+
+def guest_need(memory: int) -> int:
+    """MiB that a run with a guest of so much memory (MiB) needs: that memory, once more for the capture, and QEMU.
 
     Guest and capture take what the guest has touched of its memory. Of a large one that is no more than of a TOUCHED
     one, and a struct page (64 bytes at most) for each page.
     """
-    if plan.skip:
-        return 0
-    memory = plan.guest.memory
     return 2 * min(memory, TOUCHED + memory // 64) + OVERHEAD
 
 

@@ -8,6 +8,7 @@ import pytest
 from rig import doctor
 from rig.doctor import Row, State
 from rig.errors import MachineError
+from rig.pool import guest_need
 
 
 @pytest.mark.parametrize(
@@ -26,9 +27,9 @@ def test_python(version: tuple[int, ...], state: State) -> None:
 
 
 def test_memory() -> None:
-    assert doctor.memory_row(4296, [512, 2048]).state is State.OK
-    assert doctor.memory_row(4295, [512, 2048]).state is State.WARNING  # the smaller guest still fits
-    assert doctor.memory_row(1223, [512, 2048]).state is State.MISSING
+    assert doctor.memory_row(guest_need(2048), [512, 2048]).state is State.OK
+    assert doctor.memory_row(guest_need(2048) - 1, [512, 2048]).state is State.WARNING  # the smaller guest still fits
+    assert doctor.memory_row(guest_need(512) - 1, [512, 2048]).state is State.MISSING
 
 
 def test_every_lack_of_a_tool_has_a_remedy() -> None:
