@@ -23,6 +23,7 @@ from rig.loads import LOADS
 from rig.model import Checkpoint, Options, RunPlan
 from rig.prepare import prepare
 from rig.recorder import Recorder
+from rig.report.directories import runs_in
 from rig.triggers import TRIGGERS, trigger_line
 from rig.vm.deadline import Deadline
 from rig.vm.qemu import Vm, ram_ranges
@@ -140,7 +141,7 @@ def _whole(plan: RunPlan, options: Options, results: Path) -> _Whole:
     seconds = time.monotonic() - started
     if done.returncode:
         raise MachineError(f"`{' '.join(command)}` exited with {done.returncode}:\n{done.stdout}{done.stderr}")
-    (found,) = results.iterdir()
+    (found,) = runs_in(results)
     size = sum(f.stat().st_size for f in found.rglob("*") if f.is_file()) / (1 << 20)
     environment = msgspec.json.decode((found / "result.json").read_bytes())["environment"]
     return _Whole(seconds, size, environment["peak_memory_mib"])

@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from rig.history import FILE, History
 from tests.runs.conftest import ROOT, rig, rig_command
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(300)]
@@ -194,7 +195,10 @@ def test_two_rigs_at_once_get_two_directories(tmp_path: Path) -> None:
     words = ("run", "panic", "--guest", "i386", "--results", tmp_path)
     with running(*words) as one, running(*words) as two:
         assert [one.process.wait(240), two.process.wait(240)] == [0, 0], one.lines + two.lines
-    assert {path.name for path in tmp_path.iterdir()} == {"panic_i386_debian-6.1", "panic_i386_debian-6.1.2"}
+    runs = {"panic_i386_debian-6.1", "panic_i386_debian-6.1.2"}
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == runs
+    with History(tmp_path / FILE) as history:
+        assert {record.directory for record in history.records()} == runs
 
 
 def test_a_results_directory_that_is_a_file_is_refused_at_once(tmp_path: Path) -> None:
