@@ -19,6 +19,7 @@ from rig.catalog import load
 from rig.evidence import Evidence
 from rig.guest.packages import PackageCache
 from rig.model import Checkpoint, PagingMode
+from tests.report.published import VALIDATOR
 
 ROOT = Path(__file__).resolve().parents[2]
 GUESTS = ("i386", "pae", "x86_64")
@@ -44,8 +45,11 @@ class Done:
 
     @property
     def results(self) -> dict[str, dict[str, Any]]:
-        """The results of a --json run, by guest."""
-        return {run["result"]["guest"]: run["result"] for run in self.document["runs"]}
+        """The results of a --json run, by guest; each as the published schema has it."""
+        found = {run["result"]["guest"]: run["result"] for run in self.document["runs"]}
+        for result in found.values():
+            VALIDATOR.validate(result)
+        return found
 
     @property
     def directories(self) -> dict[str, Path]:
