@@ -10,7 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,7 +18,6 @@ import msgspec
 
 from rig.errors import MachineError
 from rig.guest import arming
-from rig.guest.keys import RunKeys
 from rig.loads import LOADS
 from rig.model import Checkpoint, Options, RunPlan
 from rig.prepare import prepare
@@ -108,7 +107,7 @@ def _bare(plan: RunPlan, options: Options, folder: Path, cancel: threading.Event
         return Deadline.after(options.deadline, what)
 
     with contextlib.ExitStack() as stack:
-        artefacts = stack.enter_context(prepare(plan, options, RunKeys.make(), folder, lambda _: None, cancel))
+        artefacts = stack.enter_context(prepare(plan, replace(options, template=False), folder, lambda _: None, cancel))
         spec = artefacts.machine
         times = [time.monotonic()]
         vm = stack.enter_context(Vm(spec, cancel=cancel))

@@ -197,6 +197,8 @@ def _add_manner(sub: argparse.ArgumentParser) -> None:
     )
     sub.add_argument("--seed", type=int, metavar="N", help="of what a sabotage chooses at random; always recorded")
     sub.add_argument("--keep-memory", action="store_true", help="keep whole memory images with the evidence")
+    text = "boot every guest, also where one was booted and armed just so before"
+    sub.add_argument("--no-template", action="store_false", dest="template", help=text)
     _add_accel(sub)
 
 

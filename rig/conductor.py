@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO
 
 import rig
-from rig import jump, plain, sabotage, saboteur, trace, xen
+from rig import jump, plain, sabotage, saboteur, start, trace, xen
 from rig.errors import (
     Cancelled,
     CouldNotJudge,
@@ -52,10 +52,8 @@ from rig.vm import tracing
 from rig.vm.deadline import Deadline
 from rig.vm.gdbstub import GdbStub
 from rig.vm.qemu import Vm, ram_ranges
+from rig.vm.template import Making
 
-# Signs on the console that the first kernel will never come to a shell, long before the deadline says so.
-PANIC = "Kernel panic - not syncing"
-BOOT_FAILURES = (PANIC, "No working init found")
 # Phases in which a guest may die of its panic, or of its kexec.
 AFTER_TRIGGER = (
     *("ready", "panic", "machine-kexec", "hand-over", "crash-boot", "second-boot"),
@@ -131,7 +129,7 @@ class _Run(Run):
             with contextlib.ExitStack() as stack:
                 with self.in_phase("prepare", "the artefacts"):
                     artefacts = self.artefacts = stack.enter_context(
-                        prepare(self.plan, self.options, self.keys, self.writer.path, self.listener, self.cancel)
+                        prepare(self.plan, self.options, self.writer.path, self.listener, self.cancel)
                     )
                     self.learn(
                         kernel=artefacts.kernel,
@@ -167,20 +165,12 @@ class _Run(Run):
         self.learn(broke_off=failure, died=self.guest_ended and problem.phase in AFTER_TRIGGER)
 
     def _drive(self, artefacts: Artefacts, stack: contextlib.ExitStack) -> None:
-        with self.in_phase("boot", "the first kernel's shell") as deadline:
-            monitor = self.stop.monitor if self.stop is not None else None
-            vm = stack.enter_context(Vm(replace(artefacts.machine, monitor=monitor), cancel=self.cancel))
-            self.learn(environment={**self.facts.environment, "argv": list(vm.argv)})
-            vm.shell.wait_hello("first", deadline, BOOT_FAILURES)
-        for number in range(self.plan.scenario.hops):
-            with self.in_phase(f"hop-{number + 1}", "the first kernel's shell, after a plain kexec") as deadline:
-                arming.hop(vm.shell, artefacts.machine.cmdline, deadline)
-                vm.shell.wait_hello("first", deadline, BOOT_FAILURES)
+        vm, making = start.start(self, artefacts, stack)
         ram = ram_ranges(artefacts.machine)
         recorder = stack.enter_context(Recorder(vm.ram_fd, artefacts.machine.ram_size, ram, vm.pmemsave))
         self.learn(ram=tuple(ram))
         with self.in_phase("arm", "the new image to be loaded") as deadline:
-            record = self._arm(vm, recorder, artefacts, deadline)
+            record = self._arm(vm, recorder, artefacts, making, deadline)
         try:
             hold(self, vm, Checkpoint.ARMED)
             if self.load.kind is LoadKind.NONE:
@@ -209,12 +199,12 @@ class _Run(Run):
 
     # ------------------------------------------------------------ armed
 
-    def _arm(self, vm: Vm, recorder: Recorder, artefacts: Artefacts, deadline: Deadline) -> int:
+    def _arm(self, vm: Vm, recorder: Recorder, artefacts: Artefacts, making: Making | None, deadline: Deadline) -> int:
         """Load the new image (and the control). Returns the physical address of the control's record, 0 without."""
         if artefacts.hypervisor is not None:
             self._arm_hypervisor(vm, recorder, artefacts.hypervisor, artefacts, deadline)
             return 0
-        known = arming.arm(vm.shell, self.load, artefacts.crash_cmdline, deadline, artefacts.crash_linked_at)
+        known = start.arm(self, vm, artefacts, making, deadline)
         if artefacts.vmlinux is not None:
             self.kallsyms = symbols.from_vmlinux(artefacts.vmlinux, known.symbols)
         else:
@@ -311,7 +301,7 @@ class _Run(Run):
         self.make_ready(vm)
         with self.in_phase("panic", "the reset after a panic") as deadline:
             self.pull(vm)
-            said = vm.console.expect([rf"{PANIC}[^\r\n]*"], deadline)[0].decode(errors="replace")
+            said = vm.console.expect([rf"{start.PANIC}[^\r\n]*"], deadline)[0].decode(errors="replace")
             try:
                 started = vm.console.expect([r"Linux version [^\r\n]*"], deadline)[0].decode(errors="replace")
                 self.learn(plain_panic=PlainPanic(said, "", started))
@@ -380,7 +370,7 @@ class _Run(Run):
         pgd = levels.root(self.facts.mode, self.facts.cr3) & ~(PAGE_SIZE - 1)
 
         with self.in_phase("dump", "the headers of /proc/vmcore") as deadline, contextlib.ExitStack() as stack:
-            session, why = dump.log_in(vm, self.keys, self.no_network, stack, deadline)
+            session, why = dump.log_in(vm, self.artefacts.keys, self.no_network, stack, deadline)
             if session is None:
                 self.listener(f"note: no SSH ({why}); the dump's headers come over the console")
             read = vm.shell.read_file if session is None else session.read

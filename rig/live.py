@@ -18,7 +18,6 @@ from rig.errors import CouldNotJudge, EvidenceError, GuestError, GuestHung, Prot
 from rig.evidence import CONSOLE, DIED, EvidenceWriter
 from rig.facts import Facts, Pattern
 from rig.guest.dom0 import CAPABILITIES, DOM0
-from rig.guest.keys import RunKeys
 from rig.kernel import kimage, symbols
 from rig.loads import LOADS
 from rig.memory import levels, paging
@@ -89,7 +88,6 @@ class Run:
         self.listener = listener
         self.cancel = cancel
         self.stop = stop  # where the user wants to have the guest held
-        self.keys = RunKeys.make()
         self.token = secrets.token_hex(TOKEN_BYTES)
         self.guest_ended = False  # the guest reset, triple-faulted or powered off
         self.kallsyms: dict[int, str] = {}  # of the first kernel, address -> name

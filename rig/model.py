@@ -214,6 +214,7 @@ class Options:
     refused_is_error: bool = False  # a wrong request of one run among many: could not judge, instead of ending them all
     seed: int | None = None  # of what a sabotage chooses at random; None: choose one and record it
     remarks: Mapping[str, Any] = field(default_factory=dict)  # more of what the result's `environment` says
+    template: bool = True  # go on from a guest that was booted and armed before, where that can't change the verdict
     repeat: Repeat | None = None  # of one run: made of these, not of what the catalogue and the packages say today
 
 

@@ -7,12 +7,12 @@ import hashlib
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
 import rig
-from rig import catalog, ingredients, loads
+from rig import armed, catalog, ingredients, loads
 from rig.errors import RequestError
 from rig.facts import Manifest
 from rig.guest import disk, hypervisor, initramfs, legacy, makedumpfile, program
@@ -42,6 +42,7 @@ from rig.model import (
 from rig.triggers import MODULE, TRIGGERS
 from rig.vm import accel
 from rig.vm.qemu import MachineSpec, qemu_version
+from rig.vm.template import Template, Templates
 
 # panic=-1: a panic that finds no crash kernel resets at once, which is seen as the guest's death; otherwise it would
 # hang until the deadline. Neither nokaslr nor quiet: the rig follows KASLR, and the console is evidence.
@@ -76,6 +77,10 @@ class Artefacts:
     cache: Cache
     disk: IO[bytes] | None  # that the machine has for the dump
     hypervisor: HypervisorFiles | None
+    keys: RunKeys  # with which the guest was booted, or is to be
+    template: Template | None  # of a guest to go on with, instead of booting one
+    template_key: str  # of such a template; empty: this run has none, and makes none
+    templates: Templates
 
 
 def cmdlines(guest: Guest, scenario: Scenario, release: str, into: Guest | None = None) -> tuple[str, str]:
@@ -116,12 +121,11 @@ def _reserving(crashkernel: str) -> str:
 def prepare(
     plan: RunPlan,
     options: Options,
-    keys: RunKeys,
     run_dir: Path,
     listener: Callable[[str], None],
     cancel: threading.Event,
 ) -> Iterator[Artefacts]:
-    """Fetch, build (of a run done again, only take), put together.
+    """Fetch, build (of a run done again, only take), put together; or find a template of all that.
 
     The initramfs lives in memory as long as the context: nothing to clean up on disk.
 
@@ -132,20 +136,32 @@ def prepare(
     if made_of.crash_kernel_note:
         listener(f"note: {made_of.crash_kernel_note}")
     chosen = accelerator(plan, options, cache.cache)
-    blob = initramfs_of(plan, made_of, initramfs.run_segment(keys.authorized_keys, keys.dropbear_host_key))
     first, second = cmdlines(plan.guest, plan.scenario, made_of.kernel.release, plan.into)
+    manifest = ingredients.record(made_of, cache.cache.root, keyless(plan, made_of))
     below = made_of.hypervisor
     with contextlib.ExitStack() as stack:
-        initrd = stack.enter_context(os.fdopen(os.memfd_create("rig-initrd"), "wb"))
-        initrd.write(blob)
-        initrd.flush()
         drive = None
         if plan.scenario.dump_to is DumpTo.DISK:
             drive = stack.enter_context(disk.create(run_dir, plan.guest.memory << 20))
+        spec = machine(plan, made_of, chosen.name, run_dir, _open_file(drive) if drive else None)
+        why = armed.unfit(plan, made_of, options, chosen.name)
+        key = "" if why else armed.key(plan, made_of, spec, second, manifest.initramfs)
+        template = None
+        store = Templates(cache.cache.root / "templates")
+        if key:
+            template = stack.enter_context(store.find(key, lambda text: listener(f"note: {text}")))
+        if template is not None:
+            known = armed.unpack(template)
+            keys, about = known.keys, known.initramfs
+        else:
+            keys = RunKeys.make()
+            blob = initramfs_of(plan, made_of, initramfs.run_segment(keys.authorized_keys, keys.dropbear_host_key))
+            about = {"bytes": len(blob), "sha256": hashlib.sha256(blob).hexdigest()}
+            spec = replace(spec, initrd=_open_file(stack.enter_context(_in_memory(blob))))
         yield Artefacts(
             kernel=_identity(made_of.kernel),
             crash_kernel=_identity(made_of.crash_kernel),
-            manifest=ingredients.record(made_of, cache.cache.root, keyless(plan, made_of)),
+            manifest=manifest,
             environment={
                 "rig": rig.__version__,
                 "qemu": qemu_version(),
@@ -157,12 +173,11 @@ def prepare(
                 "userland": "built with musl" if legacy.is_legacy(made_of.kernel) else "packages",
                 **({"crash_kernel_note": made_of.crash_kernel_note} if made_of.crash_kernel_note else {}),
                 **(_told(below, hypervisor_cmdline(plan.guest, plan.scenario)) if below else {}),
-                "initramfs": {"bytes": len(blob), "sha256": hashlib.sha256(blob).hexdigest()},
+                "initramfs": about,
+                "template": armed.told(template, why or "there was none"),
                 **({"rerun": options.repeat.told} if options.repeat else {}),
             },
-            machine=machine(
-                plan, made_of, chosen.name, run_dir, _open_file(initrd), _open_file(drive) if drive else None
-            ),
+            machine=spec,
             crash_cmdline=second,
             second_hypervisor_cmdline=_second_hypervisor_cmdline(plan),
             crash_linked_at=made_of.crash_kernel.linked_at,
@@ -171,7 +186,18 @@ def prepare(
             cache=cache.cache,
             disk=drive,
             hypervisor=below,
+            keys=keys,
+            template=template,
+            template_key=key,
+            templates=store,
         )
+
+
+def _in_memory(content: bytes) -> IO[bytes]:
+    file = os.fdopen(os.memfd_create("rig-initrd"), "wb")
+    file.write(content)
+    file.flush()
+    return file
 
 
 def gather(plan: RunPlan, cache: PackageCache, cancel: threading.Event) -> Ingredients:
@@ -206,10 +232,8 @@ def gather(plan: RunPlan, cache: PackageCache, cancel: threading.Event) -> Ingre
     )
 
 
-def machine(
-    plan: RunPlan, made_of: Ingredients, accel: str, run_dir: Path, initrd: Path, drive: Path | None
-) -> MachineSpec:
-    """The machine to start. accel: tcg or kvm. drive: for a dump that goes to disk."""
+def machine(plan: RunPlan, made_of: Ingredients, accel: str, run_dir: Path, drive: Path | None) -> MachineSpec:
+    """The machine to start, without its initramfs. accel: tcg or kvm. drive: for a dump that goes to disk."""
     guest, below = plan.guest, made_of.hypervisor
     return MachineSpec(
         memory=guest.memory,
@@ -218,7 +242,7 @@ def machine(
         cpu=guest.cpu,
         accel=accel,
         kernel=made_of.kernel.bzimage,
-        initrd=initrd,
+        initrd=None,
         cmdline=cmdlines(guest, plan.scenario, made_of.kernel.release)[0],
         run_dir=run_dir,
         hypervisor=below.image if below else None,

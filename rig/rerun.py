@@ -248,8 +248,10 @@ def _put_together(facts: Facts, manifest: Manifest, made_of: Ingredients, option
     if found or "argv" not in told:
         return found
     drive = Path("/disk") if plan.scenario.dump_to is DumpTo.DISK else None
-    spec = prepare.machine(plan, made_of, options.accel, Path("/run"), Path("/initrd"), drive)
-    then, now = (_comparable(words) for words in (told["argv"], argv(spec, Wiring(0, 0, 0, 0, 0))))
+    spec = prepare.machine(plan, made_of, options.accel, Path("/run"), drive)
+    waited = told.get("template", {}).get("used", False)  # QEMU booted nothing: it went on from a template
+    today = argv(replace(spec, initrd=None if waited else Path("/initrd")), Wiring(0, 0, 0, 0, 0), waiting=waited)
+    then, now = (_comparable(words) for words in (told["argv"], today))
     if then != now:
         only = [" ".join(word for word in one if word not in other) for one, other in ((then, now), (now, then))]
         found.append(f"QEMU's options are others: {only[0] or 'none more'} then, {only[1] or 'none more'} now")

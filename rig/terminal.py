@@ -18,15 +18,14 @@ import termios
 import threading
 import tty
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from rig.conductor import BOOT_FAILURES
 from rig.guest import arming, dom0
-from rig.guest.keys import RunKeys
 from rig.loads import LOADS
 from rig.model import LoadKind, Options, RunPlan
 from rig.prepare import Artefacts, prepare
+from rig.start import BOOT_FAILURES
 from rig.triggers import TRIGGERS
 from rig.vm.deadline import POLL, Deadline
 from rig.vm.qemu import Vm
@@ -48,10 +47,9 @@ def booted(
     plan: RunPlan, options: Options, arm: bool, listener: Listener, cancel: threading.Event
 ) -> Iterator[tuple[Vm, Hello]]:
     """The guest at its first kernel's shell; nothing is left of it at the end. arm: load the image as a run does."""
-    keys = RunKeys.make()
     with (
         tempfile.TemporaryDirectory(prefix="rig-shell-") as folder,
-        prepare(plan, options, keys, Path(folder), listener, cancel) as artefacts,
+        prepare(plan, replace(options, template=False), Path(folder), listener, cancel) as artefacts,
         Vm(artefacts.machine, cancel=cancel) as vm,
     ):
         listener("boot")

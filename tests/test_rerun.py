@@ -47,7 +47,7 @@ def facts(cache: PackageCache, mine: Path) -> Facts:
     """Of a run that was done here a moment ago."""
     made_of = made(cache.cache.root, mine)
     first, crash = prepare.cmdlines(GUEST, PLAN.scenario, "6.1")
-    spec = prepare.machine(PLAN, made_of, "tcg", Path("results/.run"), Path("/proc/7/fd/9"), None)
+    spec = replace(prepare.machine(PLAN, made_of, "tcg", Path("results/.run"), None), initrd=Path("/proc/7/fd/9"))
     told: dict[str, Any] = {"qemu": QEMU, "accel": "tcg", "cmdline": first, "crash_cmdline": crash}
     return Facts(
         rig=rig.__version__,

@@ -59,14 +59,14 @@ class _Feed(SpawnBase):  # type: ignore[misc]  # pexpect has no types
 class Console:
     """One serial line over a connected socket, which it takes over. close() ends it.
 
-    log: file that gets every byte in the order of arrival. name: ttyS0 or ttyS1, for messages.
+    log: file to which every byte is added in the order of arrival. name: ttyS0 or ttyS1, for messages.
     """
 
     def __init__(self, sock: socket.socket, log: Path, watch: Watch, name: str) -> None:
         self.name = name
         self._sock = sock
         self._watch = watch
-        self._log = log.open("wb", buffering=0)
+        self._log = log.open("ab", buffering=0)
         self._history = b""
         self._lock = threading.Lock()
         self._tap: Callable[[bytes], None] | None = None

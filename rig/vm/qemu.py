@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import queue
 import re
 import shutil
 import socket
@@ -26,7 +27,7 @@ from rig.errors import Cancelled, CouldNotJudge, GuestHung, MachineError, Protoc
 from rig.model import CpuState
 from rig.vm import registers
 from rig.vm.console import Console, tail
-from rig.vm.deadline import Ending, Watch
+from rig.vm.deadline import POLL, Deadline, Ending, Watch
 from rig.vm.gdbstub import GdbStub
 from rig.vm.logs import ThreadLogs
 from rig.vm.qmp import Qmp
@@ -47,6 +48,7 @@ QEMU_LOGS = ".qemu-log"  # directory: the log as QEMU writes it
 LOG_ALWAYS = "cpu_reset"  # says "Triple fault", which QMP calls a reset like any other
 DISK = "dump"  # the node that the disk is to QEMU
 _MIB = 1 << 20
+_MIGRATION_TIMEOUT = 30.0  # seconds, for a MiB or two of devices' state
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class MachineSpec:
     cpu: str
     accel: str
     kernel: Path
-    initrd: Path
+    initrd: Path | None
     cmdline: str
     run_dir: Path
     nic: str = "rtl8139"
@@ -79,6 +81,16 @@ class MachineSpec:
     def ram_size(self) -> int:
         """Bytes."""
         return self.memory * _MIB
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A guest that stands still, to be gone on with. ram, state: file descriptors of its memory, which becomes the new
+    VM's own, and of all else that QEMU knows of it. line: the serial line that its shell is on."""
+
+    ram: int
+    state: int
+    line: str
 
 
 @dataclass(frozen=True)
@@ -100,13 +112,14 @@ def boot_options(spec: MachineSpec) -> list[tuple[str, str]]:
     """What is booted. A hypervisor is a multiboot image: -initrd then lists its modules, each a file and its command
     line, separated by commas; one within them is doubled (load_multiboot() in QEMU's hw/i386/multiboot.c)."""
     if spec.hypervisor is None:
-        return [("-kernel", str(spec.kernel)), ("-initrd", str(spec.initrd)), ("-append", spec.cmdline)]
+        initrd = [("-initrd", str(spec.initrd))] if spec.initrd else []
+        return [("-kernel", str(spec.kernel)), *initrd, ("-append", spec.cmdline)]
     modules = [module.replace(",", ",,") for module in (f"{spec.kernel} {spec.cmdline}", str(spec.initrd))]
     return [("-kernel", str(spec.hypervisor)), ("-initrd", ",".join(modules)), ("-append", spec.hypervisor_cmdline)]
 
 
-def argv(spec: MachineSpec, wiring: Wiring) -> list[str]:
-    """The QEMU command line. Pure. Option and value on one line."""
+def argv(spec: MachineSpec, wiring: Wiring, *, waiting: bool = False) -> list[str]:
+    """The QEMU command line. Pure. Option and value on one line. waiting: for a guest's state, instead of booting."""
     ram = f"memory-backend-file,id=ram,size={spec.memory}M,mem-path=/proc/self/fd/{wiring.ram},share=on"
     options = [
         ("-nodefaults",),
@@ -145,6 +158,8 @@ def argv(spec: MachineSpec, wiring: Wiring) -> list[str]:
     if spec.firmware:
         # One image with code and variables: what the firmware writes into its variables lasts as long as the machine.
         options.append(("-bios", str(spec.firmware)))
+    if waiting:
+        options.append(("-incoming", "defer"))
     return [QEMU, *(word for option in (*options, *_disk(spec.disk), *_monitor(spec.monitor)) for word in option)]
 
 
@@ -235,8 +250,9 @@ class Vm:
     lines and the CPU state, if it has none.
 
     console (ttyS0), shell (control channel), gdb, qmp, watch, ram_fd, ssh_port and argv are there while it
-    runs. logs: what QEMU logs, qemu.log in the end; trace_log: where to put a recording. ram_fd is the guest's
-    RAM as a file, laid out as ram_ranges() says; it is what the guest sees only while the VM is held.
+    runs. logs: what QEMU logs, qemu.log in the end; trace_log: where to put a recording; line_logs: to which is added
+    what the serial lines say. ram_fd is the guest's RAM as a file, laid out as ram_ranges() says; it is what the guest
+    sees only while the VM is held.
     """
 
     console: Console
@@ -247,11 +263,17 @@ class Vm:
     ssh_port: int
     argv: list[str]
 
-    def __init__(self, spec: MachineSpec, *, cancel: threading.Event | None = None) -> None:
+    def __init__(
+        self, spec: MachineSpec, *, cancel: threading.Event | None = None, standing: Standing | None = None
+    ) -> None:
+        """standing: instead of booting, QEMU takes up this guest, which then is held."""
         self.spec = spec
+        self._standing = standing
+        self._migration: queue.SimpleQueue[str] = queue.SimpleQueue()
         self.watch = Watch(cancel, self._tail)
         self.logs = ThreadLogs(spec.run_dir / QEMU_LOGS)
         self.trace_log = spec.run_dir / "trace.log"
+        self.line_logs = (spec.run_dir / "console.log", spec.run_dir / "control.log")
         self._stderr = spec.run_dir / "qemu.stderr"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -288,6 +310,32 @@ class Vm:
         """Let the VM run on after stop()."""
         self.qmp.execute("cont")
 
+    def write_state(self, state: int) -> None:
+        """Write all that QEMU knows of the held guest besides its RAM to a file. It stays held.
+
+        x-ignore-shared: RAM that is shared, as ours is by its memfd, is not part of it. Raises ProtocolError.
+        """
+        self._migrate("migrate", state)
+
+    def _migrate(self, command: str, state: int) -> None:
+        """Out or in, until QEMU says that it is done."""
+        wanted = [{"capability": name, "state": True} for name in ("x-ignore-shared", "events")]
+        self.qmp.execute("migrate-set-capabilities", {"capabilities": wanted})
+        self.qmp.give("state", state)
+        self.qmp.execute(command, {"uri": "fd:state"})
+        deadline = Deadline.after(_MIGRATION_TIMEOUT, f"QEMU's {command}")
+        while (status := self._next_status(deadline)) != "completed":
+            if status in ("failed", "cancelled"):
+                told = self.qmp.execute("query-migrate").get("error-desc") or self._words()
+                raise ProtocolError(f"QEMU's {command} {status}: {told}")
+
+    def _next_status(self, deadline: Deadline) -> str:
+        while True:
+            with contextlib.suppress(queue.Empty):
+                return self._migration.get(timeout=POLL)
+            self.watch.check()
+            deadline.check(console=self.console.tail())
+
     def registers_text(self, timeout: float = 30.0) -> str:
         """QEMU's own print of every CPU's registers."""
         return self.qmp.monitor("info registers -a", timeout)
@@ -305,7 +353,7 @@ class Vm:
 
     def _start(self, stack: contextlib.ExitStack) -> None:
         qemu_version()
-        self.ram_fd = os.memfd_create("rig-ram")
+        self.ram_fd = os.dup(self._standing.ram) if self._standing else os.memfd_create("rig-ram")
         stack.callback(os.close, self.ram_fd)
         os.ftruncate(self.ram_fd, self.spec.ram_size)
         # Not entered as a context before QEMU's ends are closed: a serial line is at its end when QEMU's is.
@@ -314,13 +362,13 @@ class Vm:
             stack.callback(sock.close)
         console, control, qmp, gdb = ours
         wiring = Wiring(self.ram_fd, *(sock.fileno() for sock in theirs))
-        self.argv = argv(self.spec, wiring)
+        self.argv = argv(self.spec, wiring, waiting=self._standing is not None)
         log = self.spec.run_dir
         self.logs.create()
         stack.callback(self._keep_log)
-        self.console = Console(console, log / "console.log", self.watch, "ttyS0")
+        self.console = Console(console, self.line_logs[0], self.watch, "ttyS0")
         stack.callback(self.console.close)
-        control_line = Console(control, log / "control.log", self.watch, "ttyS1")
+        control_line = Console(control, self.line_logs[1], self.watch, "ttyS1")
         stack.callback(control_line.close)
         self.shell = Shell(self.console, control_line)
         self.gdb = GdbStub(gdb, self.watch)
@@ -335,6 +383,9 @@ class Vm:
             self.ssh_port = parse_forwarded_port(self.qmp.monitor("info usernet"))
         except (ProtocolError, GuestHung) as error:
             raise self._start_error(error) from error
+        if self._standing:
+            self._migrate("migrate-incoming", self._standing.state)
+            self.shell.take_up(self._standing.line)
 
     def _start_error(self, error: RigError) -> MachineError:
         assert self._process
@@ -357,6 +408,8 @@ class Vm:
         self.logs.remove()
 
     def _on_event(self, event: str, data: Mapping[str, Any]) -> None:
+        if event == "MIGRATION":
+            self._migration.put(str(data.get("status")))
         if event == "SHUTDOWN":
             self.watch.end(describe_shutdown(str(data.get("reason")), self.logs.text()))
 

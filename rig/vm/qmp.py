@@ -52,6 +52,7 @@ class Qmp:
         self._log = log.open("w", encoding="utf-8")
         self._client = QMPClient("rig")
         self._listener = EventListener()
+        self._beside = sock.dup()  # for what travels beside the text: file descriptors
         self._tasks: list[asyncio.Task[None]] = []
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="qmp", daemon=True)
@@ -84,6 +85,14 @@ class Qmp:
         self._write({"return": reply})
         return reply
 
+    def give(self, name: str, descriptor: int) -> None:
+        """Have QEMU own a duplicate of a file descriptor, under a name. Raises as execute() does."""
+        try:
+            socket.send_fds(self._beside, [b" "], [descriptor])
+        except OSError as error:
+            raise GuestDied(f"QEMU closed the QMP connection: {error.strerror}") from error
+        self.execute("getfd", {"fdname": name})
+
     def monitor(self, line: str, timeout: float = 30.0) -> str:
         """A line of the human monitor protocol, for what QMP itself lacks. Returns the text printed."""
         text = self.execute("human-monitor-command", {"command-line": line}, timeout)
@@ -103,6 +112,7 @@ class Qmp:
             self._thread.join()
             self._loop.close()
             self._log.close()
+            self._beside.close()
 
     def _await(self, work: Coroutine[Any, Any, _T], timeout: float, what: str) -> _T:
         """Run `work` in the loop's thread and wait for its result, with QMP's errors turned into rig's."""

@@ -73,6 +73,13 @@ class Shell:
         """The serial line that it is on."""
         return self._line
 
+    def take_up(self, line: str) -> None:
+        """Go on with a shell that has said hello already, on the line of that name. ProtocolError for no such line."""
+        found = next((each for each in (self._control, self._kernel) if each.name == line), None)
+        if found is None:
+            raise ProtocolError(f"no serial line is called {line!r}")
+        self._line = found
+
     def wait_hello(self, role: str, deadline: Deadline, failures: Sequence[str] = ()) -> Hello:
         """Wait for the guest's user space. The line on which its hello arrives is the one used from then on.
 

@@ -74,9 +74,9 @@ def figures(result: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def panic_runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Done]:
-    """`rig run panic` on all of its guests, whole memory kept."""
+    """`rig run panic` on all of its guests, each booted, whole memory kept."""
     results = tmp_path_factory.mktemp("panic")
-    yield rig("run", "panic", "--json", "--keep-memory", "--results", results)
+    yield rig("run", "panic", "--json", "--no-template", "--keep-memory", "--results", results)
     shutil.rmtree(results)
 
 

@@ -209,7 +209,7 @@ with Vm(spec) as vm:
 def test_qemu_dies_with_a_killed_parent(make_spec: MakeSpec) -> None:
     spec = make_spec(LOOP)
     parent = subprocess.Popen(
-        [sys.executable, "-c", _PARENT, spec.kernel, spec.initrd, spec.run_dir],
+        [sys.executable, "-c", _PARENT, spec.kernel, str(spec.initrd), spec.run_dir],
         stdout=subprocess.PIPE,
         text=True,
         cwd=Path(__file__).parents[2],

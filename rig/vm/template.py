@@ -1,0 +1,225 @@
+"""Templates: guests that were booted and armed once and then kept, to be gone on with by any number of runs.
+
+A template is a directory named by its key, which is made of everything that went into it. It holds the guest's RAM,
+what QEMU knows of it besides, what its serial lines said, and what the run that made it learned (`told`). Each run
+takes a copy of the RAM into memory, and holds it against its digest: a damaged template is dropped, not used.
+
+Every reader holds a shared flock(2) on the directory, whoever makes or drops one an exclusive one, so that what a
+killed rig leaves is known by having no lock and no seal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import xxhash
+
+from rig.errors import EvidenceError
+from rig.memory import image
+from rig.vm.qemu import Standing, Vm
+
+LIMIT = 4 << 30  # bytes of disk that all templates together may take
+# A template is one boot: its kernel lies where KASLR put it then. Each day gets others.
+MAX_AGE = 24 * 3600.0  # seconds
+RAM, STATE, TOLD = "ram", "state", "told.json"
+_STATE_LIMIT = 256 << 20  # bytes: devices' state is a MiB or two, with the VGA's 16 MiB of memory
+
+
+@dataclass(frozen=True)
+class Seal:
+    """What of a template was written last, and makes it one. size: of its RAM. ram, state: digests. line: its shell's
+    serial line. logs: what the serial lines said, by file name. told: of whoever made it, JSON."""
+
+    size: int
+    ram: str
+    state: str
+    line: str
+    logs: Mapping[str, bytes]
+    told: bytes
+
+
+@dataclass(frozen=True)
+class Template:
+    """A template in memory. made: seconds since the epoch."""
+
+    key: str
+    made: float
+    standing: Standing
+    logs: Mapping[str, bytes]
+    told: bytes
+
+
+def key_of(parts: Mapping[str, object]) -> str:
+    """One name for everything that goes into a template; the rig's own code is part of it."""
+    return hashlib.sha256(msgspec.json.encode({"code": _code(), **parts}, order="deterministic")).hexdigest()[:32]
+
+
+@functools.cache
+def _code() -> str:
+    """SHA-256 of the rig's own modules."""
+    package = Path(__file__).resolve().parent.parent
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+class Templates:
+    """All templates below a directory. limit: bytes of disk."""
+
+    def __init__(self, root: Path, limit: int = LIMIT, max_age: float = MAX_AGE) -> None:
+        self._root = root
+        self._limit = limit
+        self._max_age = max_age
+
+    @contextlib.contextmanager
+    def find(self, key: str, tell: Callable[[str], None]) -> Iterator[Template | None]:
+        """The template in memory, verified; None when there is none that can be used. tell: why it was dropped."""
+        with contextlib.ExitStack() as stack:
+            directory = self._root / key
+            template = None
+            with _locked(directory, fcntl.LOCK_SH) as lock:
+                if lock is not None:
+                    try:
+                        template = self._load(directory, stack)
+                    except (msgspec.DecodeError, EvidenceError) as problem:
+                        tell(f"the template {key} is damaged ({problem}): it is made anew")
+                    except FileNotFoundError:
+                        pass  # never completed, or dropped by another rig
+                    except OSError as problem:
+                        tell(f"the template {key} can't be read ({problem.strerror}): it is made anew")
+                    else:
+                        os.utime(directory)  # by which the least recently used one is known
+            if template is None:
+                self.drop(key)
+            yield template
+
+    def _load(self, directory: Path, stack: contextlib.ExitStack) -> Template | None:
+        seal = msgspec.json.decode((directory / TOLD).read_bytes(), type=Seal)
+        made = (directory / TOLD).stat().st_mtime
+        if not 0 <= time.time() - made < self._max_age:
+            return None
+        ram, state = (_memory(stack, f"rig-{name}") for name in (RAM, STATE))
+        with (directory / RAM).open("rb") as source:
+            digest = xxhash.xxh3_128()
+            image.copy(source.fileno(), ram, seal.size, digest)
+        if digest.hexdigest() != seal.ram:
+            raise EvidenceError("its RAM is not what was written")
+        content = _read(directory / STATE, _STATE_LIMIT)
+        if xxhash.xxh3_128_hexdigest(content) != seal.state:
+            raise EvidenceError("its state is not what was written")
+        os.write(state, content)
+        os.lseek(state, 0, os.SEEK_SET)
+        return Template(directory.name, made, Standing(ram, state, seal.line), seal.logs, seal.told)
+
+    @contextlib.contextmanager
+    def making(self, key: str) -> Iterator[Making | None]:
+        """To be asked before the guest boots. None when another run is making it."""
+        directory = self._root / key
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with _locked(directory, fcntl.LOCK_EX) as lock:
+            if lock is None or (directory / TOLD).exists():
+                yield None
+                return
+            making = Making(directory, lock)
+            try:
+                yield making
+            finally:
+                if not making.complete:
+                    shutil.rmtree(directory, ignore_errors=True)
+        self.evict()
+
+    def evict(self) -> None:
+        """Drop what nobody will complete, what is too old, and the least recently used beyond the limit."""
+        room, now = self._limit, time.time()
+        for used, directory in sorted(_directories(self._root), reverse=True):
+            size = sum(path.stat().st_blocks * 512 for path in _files(directory))
+            room -= size
+            if room < 0 or now - used >= self._max_age or not (directory / TOLD).exists():
+                self.drop(directory.name)
+
+    def drop(self, key: str) -> None:
+        """Remove a template, unless somebody reads or makes it."""
+        with _locked(self._root / key, fcntl.LOCK_EX) as lock:
+            if lock is not None:
+                shutil.rmtree(self._root / key, ignore_errors=True)
+
+
+class Making:
+    """The making of one template, of which this run has the lock."""
+
+    def __init__(self, directory: Path, lock: int) -> None:
+        self._directory = directory
+        self._lock = lock
+        self.complete = False
+
+    def keep(self, vm: Vm, told: bytes) -> None:
+        """Write down the held guest, as it stands. OSError: there is no room, for example."""
+        (self._directory / TOLD).unlink(missing_ok=True)
+        with (self._directory / RAM).open("wb") as file:
+            ram = xxhash.xxh3_128()
+            image.copy(vm.ram_fd, file.fileno(), vm.spec.ram_size, ram)
+        with (self._directory / STATE).open("w+b") as file:
+            vm.write_state(file.fileno())
+            file.seek(0)
+            state = xxhash.xxh3_128_hexdigest(file.read())
+        logs = {path.name: path.read_bytes() for path in vm.line_logs}
+        seal = Seal(vm.spec.ram_size, ram.hexdigest(), state, vm.shell.line.name, logs, told)
+        part = self._directory / f".{TOLD}"
+        part.write_bytes(msgspec.json.encode(seal))
+        part.replace(self._directory / TOLD)
+        self.complete = True
+        fcntl.flock(self._lock, fcntl.LOCK_SH)  # from now on others may read it
+
+
+@contextlib.contextmanager
+def _locked(directory: Path, how: int) -> Iterator[int | None]:
+    """The descriptor by which the directory is locked; None when it isn't there, or somebody else has it."""
+    try:
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+        yield None
+        return
+    try:
+        try:
+            fcntl.flock(descriptor, how | fcntl.LOCK_NB)
+            # It may have been dropped, and made anew, between the two calls.
+            ours = os.fstat(descriptor).st_ino == directory.stat().st_ino
+        except (BlockingIOError, FileNotFoundError):
+            ours = False
+        yield descriptor if ours else None
+    finally:
+        os.close(descriptor)
+
+
+def _memory(stack: contextlib.ExitStack, name: str) -> int:
+    descriptor = os.memfd_create(name)
+    stack.callback(os.close, descriptor)
+    return descriptor
+
+
+def _read(path: Path, limit: int) -> bytes:
+    with path.open("rb") as file:
+        return file.read(limit)
+
+
+def _directories(root: Path) -> Iterator[tuple[float, Path]]:
+    """(last used, path). Others may be dropping them meanwhile."""
+    for path in root.glob("*/"):
+        with contextlib.suppress(FileNotFoundError):
+            yield path.stat().st_mtime, path
+
+
+def _files(directory: Path) -> Iterator[Path]:
+    with contextlib.suppress(FileNotFoundError):
+        yield from list(directory.iterdir())

@@ -1,0 +1,167 @@
+"""Templates of machines without an operating system: a counter in memory shows where each goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from rig.errors import GuestDied, ProtocolError
+from rig.vm.deadline import Deadline
+from rig.vm.qemu import MachineSpec, Standing, Vm
+from rig.vm.template import RAM, STATE, TOLD, Template, Templates
+
+MakeSpec = Callable[..., MachineSpec]
+COUNTER = 0x200000
+COUNT = b"\xff\x05" + struct.pack("<I", COUNTER) + b"\xeb\xf8"  # inc dword [COUNTER]; jmp to itself
+KEY = "0123"
+
+
+def counter(vm: Vm) -> int:
+    return int.from_bytes(os.pread(vm.ram_fd, 4, COUNTER), "little")
+
+
+def wait_for_count(vm: Vm, above: int) -> None:
+    deadline = Deadline.after(30, f"the counter above {above}")
+    while counter(vm) <= above:
+        deadline.check()
+
+
+@pytest.fixture
+def templates(tmp_path: Path) -> Templates:
+    return Templates(tmp_path / "templates")
+
+
+@pytest.fixture
+def kept(templates: Templates, make_spec: MakeSpec) -> tuple[MachineSpec, int]:
+    """A machine of which a template was made, and its counter then."""
+    spec = make_spec(COUNT)
+    with Vm(spec) as vm, templates.making(KEY) as making:
+        assert making is not None
+        wait_for_count(vm, 1000)
+        vm.stop()
+        making.keep(vm, b"told")
+        count = counter(vm)
+        vm.cont()
+        wait_for_count(vm, count)  # the original goes on, too
+    return spec, count
+
+
+def found(templates: Templates, said: list[str]) -> Template | None:
+    with templates.find(KEY, said.append) as template:
+        return template
+
+
+@pytest.mark.vm
+def test_each_clone_goes_on_where_the_original_was_kept(
+    templates: Templates, kept: tuple[MachineSpec, int], tmp_path: Path
+) -> None:
+    spec, count = kept
+    for number in range(2):
+        with contextlib.ExitStack() as stack:
+            template = stack.enter_context(templates.find(KEY, pytest.fail))
+            assert template is not None
+            assert template.told == b"told"
+            run_dir = tmp_path / f"clone-{number}"
+            run_dir.mkdir()
+            vm = stack.enter_context(Vm(replace(spec, run_dir=run_dir, initrd=None), standing=template.standing))
+            # held, with the memory of the original: so the first clone has changed nothing in the template
+            assert counter(vm) == count
+            vm.cont()
+            wait_for_count(vm, count + 1000)
+
+
+@pytest.mark.vm
+def test_a_state_that_is_none_is_refused(make_spec: MakeSpec) -> None:
+    spec = make_spec(COUNT)
+    with contextlib.ExitStack() as stack:
+        ram, state = os.memfd_create("ram"), os.memfd_create("state")
+        stack.callback(os.close, ram)
+        stack.callback(os.close, state)
+        os.ftruncate(ram, spec.ram_size)
+        os.write(state, b"no state of any machine")
+        os.lseek(state, 0, os.SEEK_SET)
+        standing = Standing(ram, state, "ttyS1")
+        # QEMU 7.2 ends, others may say why
+        with pytest.raises((GuestDied, ProtocolError), match="migrate"), Vm(spec, standing=standing):
+            pass
+
+
+@pytest.mark.vm
+@pytest.mark.parametrize(("name", "at", "says"), [(RAM, COUNTER, "RAM"), (STATE, 100, "state"), (TOLD, 0, "damaged")])
+@pytest.mark.usefixtures("kept")
+def test_a_damaged_template_is_dropped(templates: Templates, tmp_path: Path, name: str, at: int, says: str) -> None:
+    with (tmp_path / "templates" / KEY / name).open("r+b") as file:
+        file.seek(at)
+        was = file.read(1)
+        file.seek(at)
+        file.write(bytes([was[0] ^ 0xFF]))
+    said: list[str] = []
+    assert found(templates, said) is None
+    assert says in "".join(said)
+    assert not (tmp_path / "templates" / KEY).exists()
+
+
+@pytest.mark.vm
+@pytest.mark.usefixtures("kept")
+def test_a_template_of_yesterday_is_not_used(tmp_path: Path) -> None:
+    seal = tmp_path / "templates" / KEY / TOLD
+    yesterday = seal.stat().st_mtime - 25 * 3600
+    os.utime(seal, (yesterday, yesterday))
+    assert found(Templates(tmp_path / "templates"), []) is None
+    assert not seal.exists()
+
+
+@pytest.mark.vm
+@pytest.mark.usefixtures("kept")
+def test_what_is_being_read_is_not_dropped(templates: Templates, tmp_path: Path) -> None:
+    directory = tmp_path / "templates" / KEY
+    with templates.making(KEY) as making:
+        assert making is None  # there is one
+    lock = os.open(directory, os.O_RDONLY)
+    try:
+        import fcntl
+
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        Templates(tmp_path / "templates", limit=0).evict()
+        assert found(templates, []) is not None
+    finally:
+        os.close(lock)
+    Templates(tmp_path / "templates", limit=0).evict()
+    assert not directory.exists()
+
+
+def test_the_least_recently_used_are_evicted(tmp_path: Path) -> None:
+    now = tmp_path.stat().st_mtime
+    for name, used in (("old", now - 20), ("new", now), ("middle", now - 10)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / RAM).write_bytes(b"x" * (1 << 20))
+        (tmp_path / name / TOLD).touch()
+        os.utime(tmp_path / name, (used, used))
+    Templates(tmp_path, limit=2 << 20 | 4096).evict()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["middle", "new"]
+
+
+def test_one_makes_it_at_a_time(templates: Templates, tmp_path: Path) -> None:
+    with templates.making(KEY) as first, templates.making(KEY) as second:
+        assert first is not None
+        assert second is None
+        assert found(templates, []) is None  # not complete
+        assert (tmp_path / "templates" / KEY).stat().st_mode & 0o777 == 0o700
+    assert not (tmp_path / "templates" / KEY).exists()  # never completed
+
+
+def test_what_a_killed_rig_left_is_made_anew(templates: Templates, tmp_path: Path) -> None:
+    directory = tmp_path / "templates" / KEY
+    directory.mkdir(parents=True)
+    (directory / RAM).write_bytes(b"half")
+    assert found(templates, []) is None
+    assert not directory.exists()
+    with templates.making(KEY) as making:
+        assert making is not None
+    templates.drop(KEY)  # gone already: nothing happens
