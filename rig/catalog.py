@@ -25,7 +25,7 @@ import msgspec
 
 from rig.errors import CatalogueError, RequestError
 from rig.guest import makedumpfile
-from rig.model import Arch, Cells, Dump, DumpTo, Guest, Kernel, LoadKind, Scenario, Selection, Verdict
+from rig.model import Arch, Cells, Dump, DumpTo, Guest, Kernel, LoadKind, Scenario, Selection, Until, Verdict
 from rig.sabotage import parameter_complaint
 
 GUESTS, KERNELS, SCENARIOS = "guests", "kernels", "scenarios"
@@ -61,6 +61,7 @@ class Registries:
     injections: Collection[str]  # sabotage without a module: the rig does it through the debugger
     own_task: Collection[str] = ()  # checks of the task that holds the pattern: it must be the one that dies
     strangers: Collection[str] = ()  # triggers with which it is not
+    later: Collection[str] = ()  # checks of what comes after the hand-over
     # what is entered, by the name of the trigger: without a panic an image that was loaded for that
     enters: Mapping[str, LoadKind] = dataclasses.field(default_factory=dict)
 
@@ -80,6 +81,7 @@ def registries() -> Registries:
         injections=tuple(INJECTIONS),
         own_task=tuple(name for name, check in REGISTRY.items() if check.own_task),
         strangers=tuple(name for name, trigger in TRIGGERS.items() if not trigger.own_task),
+        later=tuple(name for name, check in REGISTRY.items() if not check.by_handover),
     )
 
 
@@ -137,7 +139,8 @@ def read(directories: Sequence[Path], known: Registries) -> Catalogue:
 def _complete(scenario: Scenario, known: Registries) -> Scenario:
     """A scenario that names no checks has all that can be judged with its dump and its kind of image."""
     way = (scenario.dump, known.loads[scenario.load])
-    out = known.own_task if scenario.trigger in known.strangers else ()
+    out = set(known.own_task if scenario.trigger in known.strangers else ())
+    out |= set(known.later if scenario.until is Until.HANDOVER else ())
     every = tuple(name for name, ways in known.checks.items() if way in ways and name not in out)
     return dataclasses.replace(scenario, checks=scenario.checks or every)
 
@@ -330,6 +333,8 @@ def _scenario_complaints(scenario: Scenario) -> Iterable[tuple[str, str]]:
         yield "expect", f"{scenario.expect.value!r} can't be expected; valid: fail, pass"
     if (scenario.expect is Verdict.FAIL) != bool(scenario.expect_failed):
         yield "expect_failed", 'must name the checks that fail when expect = "fail", and only then'
+    if scenario.until is Until.HANDOVER and scenario.dump is not Dump.HEADERS:
+        yield "until", f"there is no dump to take at the hand-over: dump = {scenario.dump.value!r}"
     if scenario.hops < 0:
         yield "hops", f"{scenario.hops} is less than none"
     if scenario.dump_options and scenario.dump is not Dump.MAKEDUMPFILE:
@@ -391,6 +396,8 @@ def _check_references(catalogue: Catalogue, known: Registries) -> None:
                 f"loaded by {scenario.load!r}",
                 hint=one_of(fitting),
             )
+        if scenario.until is Until.HANDOVER:
+            _require_by_handover(catalogue, scenario, known)
         for name in scenario.checks:
             dumps, kinds = (set(values) for values in zip(*known.checks[name], strict=True))
             for key, value, valid in (("dump", scenario.dump, dumps), ("load", known.loads[scenario.load], kinds)):
@@ -401,3 +408,20 @@ def _check_references(catalogue: Catalogue, known: Registries) -> None:
                             valid if key == "dump" else (n for n, kind in known.loads.items() if kind in valid)
                         ),
                     )
+
+
+def _require_by_handover(catalogue: Catalogue, scenario: Scenario, known: Registries) -> None:
+    """A scenario that ends there enters a kernel, and names nothing to be judged of what comes later."""
+    where = catalogue.files[SCENARIOS, scenario.name]
+    if known.loads[scenario.load] not in (LoadKind.CRASH, LoadKind.PLAIN):
+        fitting = [name for name, kind in known.loads.items() if kind in (LoadKind.CRASH, LoadKind.PLAIN)]
+        raise CatalogueError(
+            f"{where}: until: a run with load = {scenario.load!r} does not end at a hand-over", hint=one_of(fitting)
+        )
+    for key, names in (("checks", scenario.checks), ("expect_failed", scenario.expect_failed)):
+        for name in names:
+            if name in known.later:
+                raise CatalogueError(
+                    f"{where}: {key}: {name} is judged by what comes after the hand-over, where the scenario ends",
+                    hint=f"leave out {name}, or until",
+                )

@@ -15,7 +15,7 @@ import rig
 from rig.commands import comparing, developer, exports, interactive, reports, runs, stock
 from rig.commands.common import bisect_code, print_json
 from rig.errors import Cancelled, RigError, UnsuitableKernel
-from rig.model import Checkpoint, Options
+from rig.model import Checkpoint, Options, Until
 
 Act = Callable[[argparse.Namespace], int]
 Add = Callable[[argparse.ArgumentParser], None]
@@ -90,6 +90,7 @@ def parser() -> argparse.ArgumentParser:
         *(_add_selection, _add_manner, _add_catalogue),
         epilog=f"{EXAMPLES}\n{EXIT_CODES}\n{BISECT_CODES}",
     )
+    _add_until(run)
     run.add_argument("--bisect", action="store_true", help="exit with what `git bisect run` expects, see below")
     run.add_argument(
         "--keep-dump", action="store_true", help="keep the whole dump with the evidence, for crash or drgn"
@@ -114,6 +115,7 @@ def parser() -> argparse.ArgumentParser:
         help="a name from `rig list selections` (default: nightly) or `rig list scenarios`, or a pattern of runs' ids: "
         "'panic*@pae/*'",
     )
+    _add_until(many)
     many.add_argument("--plan", action="store_true", help="only say which cells these are and how long they take")
     many.add_argument("--shard", type=_shard, metavar="K/N", help="only the Kth of N parts that take equally long")
     many.add_argument(
@@ -200,6 +202,17 @@ def _add_manner(sub: argparse.ArgumentParser) -> None:
     text = "boot every guest, also where one was booted and armed just so before"
     sub.add_argument("--no-template", action="store_false", dest="template", help=text)
     _add_accel(sub)
+
+
+def _add_until(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--until",
+        type=Until,
+        choices=tuple(Until),
+        default=Until.END,
+        metavar="WHERE",
+        help="handover: enter the new kernel and don't run it; what can be seen by then is judged",
+    )
 
 
 def _add_accel(sub: argparse.ArgumentParser) -> None:

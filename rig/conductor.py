@@ -179,10 +179,16 @@ class _Run(Run):
                 jump.out_and_back(self, vm, recorder)
             elif self.facts.plain:
                 plain.hand_over(self, vm, recorder)
+                if self.facts.ends_at_handover:
+                    self._end_at_handover(vm, recorder)
+                    return
                 plain.second_boot(self, vm, recorder)
                 hold(self, vm, Checkpoint.SECOND_KERNEL)
             else:
                 self._hand_over(vm, recorder, record)
+                if self.facts.ends_at_handover:
+                    self._end_at_handover(vm, recorder)
+                    return
                 self._crash_boot(vm, recorder)
                 hold(self, vm, Checkpoint.CRASH_KERNEL)
                 self._dump(vm, recorder, artefacts.disk)
@@ -341,6 +347,12 @@ class _Run(Run):
                 disk.require_untouched(vm)
             # what the first kernel printed, its panic first of all, must not be taken for the crash kernel's
             vm.console.discard()
+
+    def _end_at_handover(self, vm: Vm, recorder: Recorder) -> None:
+        """The new kernel, which has been entered, is not let run."""
+        with self.in_phase("survey", "what was captured to be looked at"):
+            vm.stop()
+            self.survey(recorder)
 
     # ------------------------------------------------------------ the crash kernel
 

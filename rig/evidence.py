@@ -274,7 +274,15 @@ class Evidence:
         against."""
         if self.facts.jump:
             return Checkpoint.MACHINE_KEXEC, Checkpoint.HANDOVER, Checkpoint.RETURNED
-        return Checkpoint.PANIC, Checkpoint.MACHINE_KEXEC, Checkpoint.HANDOVER, Checkpoint.CRASH_KERNEL
+        to_handover = (Checkpoint.PANIC, Checkpoint.MACHINE_KEXEC, Checkpoint.HANDOVER)
+        return to_handover if self.facts.ends_at_handover else (*to_handover, Checkpoint.CRASH_KERNEL)
+
+    @property
+    def course_in_words(self) -> str:
+        """From where to where, for summaries."""
+        if self.facts.jump:
+            return "out and back"
+        return "from panic to hand-over" if self.facts.ends_at_handover else "from panic to crash kernel"
 
     @cached_property
     def copied(self) -> Copied:

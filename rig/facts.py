@@ -19,6 +19,7 @@ from rig.model import (
     Phase,
     Range,
     RunPlan,
+    Until,
 )
 
 
@@ -225,6 +226,11 @@ class Facts:
     def plain(self) -> bool:
         """Whether the image is entered because it is asked for, not by a panic: a plain kexec, a kexec jump."""
         return loads.kind(self.plan.scenario.load) in (LoadKind.PLAIN, LoadKind.JUMP)
+
+    @property
+    def ends_at_handover(self) -> bool:
+        """Whether the new kernel is entered and not run."""
+        return self.plan.scenario.until is Until.HANDOVER
 
     @property
     def jump(self) -> bool:

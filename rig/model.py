@@ -130,6 +130,13 @@ class LoadKind(enum.StrEnum):
     NONE = "none"  # nothing is loaded
 
 
+class Until(enum.StrEnum):
+    """How far a run goes."""
+
+    HANDOVER = "handover"  # the new image is entered and not run: only what can be seen by then is judged
+    END = "end"
+
+
 class Dump(enum.StrEnum):
     """How much of /proc/vmcore is fetched, and how."""
 
@@ -162,6 +169,7 @@ class Scenario:
     into: str = ""  # name of the Guest whose architecture the kernel that kexec starts is of; empty: the same
     hops: int = 0  # so often the first kernel is entered again by a plain kexec, unwatched, before it is armed
     crashkernel: str = ""  # instead of the guest's; "none": no memory is reserved
+    until: Until = Until.END
     dump: Dump = Dump.HEADERS
     dump_options: str = ""  # of makedumpfile: its format and filter level (rig/guest/makedumpfile.py)
     dump_to: DumpTo = DumpTo.SSH

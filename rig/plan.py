@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from rig import loads
 from rig.catalog import Catalogue, find, nearest, one_of
 from rig.errors import RequestError
 from rig.loads import LOADS
-from rig.model import Guest, Kernel, PagingMode, RunPlan, Scenario, Selection
+from rig.model import Dump, Guest, Kernel, LoadKind, PagingMode, RunPlan, Scenario, Selection, Until
 from rig.triggers import TRIGGERS
 
 PLAIN = "plain"  # the way of loading for a plain kexec that there is from a dom0, too: a name of rig/loads.py
@@ -49,6 +50,27 @@ def plan(
     if vmlinux is not None or any(k is not None and k.image is not None for k in (chosen, crash)):
         _require_one_guest([guest for _, guest in cells])
     return [_cell(catalogue, scenario, guest, chosen, crash, vmlinux) for scenario, guest in cells]
+
+
+def until_handover(plan: RunPlan, later: Collection[str]) -> RunPlan:
+    """The same run without what comes after the hand-over. later: the checks that judge that.
+
+    :raise RequestError: the scenario has no such hand-over, is about what comes later, or takes a dump
+    """
+    scenario = plan.scenario
+    checks = tuple(name for name in scenario.checks if name not in later)
+    why = ""
+    if loads.kind(scenario.load) not in (LoadKind.CRASH, LoadKind.PLAIN):
+        why = "it enters no kernel"
+    elif scenario.dump is not Dump.HEADERS:
+        why = "it is about the dump, which the crash kernel makes"
+    elif missed := sorted(set(scenario.expect_failed) & set(later)):
+        why = f"it expects {', '.join(missed)} to fail, which is judged by what comes later"
+    elif not checks:
+        why = "none of its checks can be judged by then"
+    if why:
+        raise RequestError(f"{scenario.name} can't end at the hand-over: {why}", hint="leave out --until")
+    return replace(plan, scenario=replace(scenario, until=Until.HANDOVER, checks=checks))
 
 
 def matrix(catalogue: Catalogue, patterns: Sequence[str]) -> list[RunPlan]:

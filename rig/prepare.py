@@ -37,6 +37,7 @@ from rig.model import (
     Options,
     RunPlan,
     Scenario,
+    Until,
     Userland,
 )
 from rig.triggers import MODULE, TRIGGERS
@@ -173,6 +174,7 @@ def prepare(
                 "userland": "built with musl" if legacy.is_legacy(made_of.kernel) else "packages",
                 **({"crash_kernel_note": made_of.crash_kernel_note} if made_of.crash_kernel_note else {}),
                 **(_told(below, hypervisor_cmdline(plan.guest, plan.scenario)) if below else {}),
+                **({"until": plan.scenario.until} if plan.scenario.until is not Until.END else {}),
                 "initramfs": about,
                 "template": armed.told(template, why or "there was none"),
                 **({"rerun": options.repeat.told} if options.repeat else {}),

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +24,7 @@ KNOWN = Registries(
     injections=("flip-pgd-bit",),
     own_task=("user-space-survives",),
     strangers=("thread",),
+    later=tuple(name for name, each in REGISTRY.items() if not each.by_handover),
 )
 
 GUEST = """\
@@ -336,3 +338,25 @@ def test_wrong_selections(write: Write, tmp_path: Path, cells: str, message: str
     with pytest.raises(CatalogueError, match=message) as caught:
         catalog.read([tmp_path], KNOWN)
     assert str(path) in caught.value.message
+
+
+def test_a_scenario_that_ends_at_the_handover_has_all_that_is_judged_by_then(write: Write, tmp_path: Path) -> None:
+    write("scenarios/short.toml", SCENARIO.replace('checks = ["pgd-survives"]', 'until = "handover"'))
+    found = catalog.read([tmp_path], KNOWN).scenarios["short"].checks
+    assert "pgd-survives" in found
+    assert not {*found} & {*KNOWN.later}
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ('checks = ["vmcore-registers"]\nuntil = "handover"', "checks: vmcore-registers is judged by what comes after"),
+        ('load = "none"\nuntil = "handover"', "until: a run with load = 'none' does not end at a hand-over"),
+        ('dump = "raw"\nuntil = "handover"', "until: there is no dump to take"),
+        ('until = "panic"', "until: 'panic' is none of the valid values"),
+    ],
+)
+def test_what_can_not_end_at_the_handover(write: Write, tmp_path: Path, line: str, says: str) -> None:
+    path = write("scenarios/short.toml", SCENARIO.replace('checks = ["pgd-survives"]', line))
+    with pytest.raises(CatalogueError, match=rf"{path}: {re.escape(says)}"):
+        catalog.read([tmp_path], KNOWN)

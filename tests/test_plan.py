@@ -2,13 +2,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from rig.catalog import Catalogue
 from rig.errors import RequestError
-from rig.model import Arch, Cells, Kernel, PagingMode, Scenario, Selection
-from rig.plan import matrix, plan
+from rig.model import Arch, Cells, Dump, Kernel, PagingMode, Scenario, Selection, Until, Verdict
+from rig.plan import matrix, plan, until_handover
 from tests.forge import GUEST
 
 PAE = replace(GUEST, name="pae", paging=PagingMode.PAE, flavour="686-pae", kernel="stock")
@@ -212,3 +213,29 @@ def test_the_second_kernel_may_be_of_another_guest() -> None:
     narrow = replace(STOCK, flavours=("686-pae",))
     [one] = plan(replace(catalogue, kernels={"stock": narrow}), ["into"])
     assert one.skip == "stock has no flavour amd64; it has 686-pae"
+
+
+LATER = ("crash-kernel-boots", "vmcore-registers")
+
+
+def test_until_the_handover_leaves_out_what_is_judged_later() -> None:
+    (one,) = plan(CATALOGUE, ["panic"], ["pae"])
+    full = replace(one, scenario=replace(PANIC, checks=("pgd-survives", *LATER)))
+    cut = until_handover(full, LATER)
+    assert (cut.scenario.checks, cut.scenario.until, cut.id) == (("pgd-survives",), Until.HANDOVER, full.id)
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"load": "jump"}, "enters no kernel"),
+        ({"load": "none"}, "enters no kernel"),
+        ({"dump": Dump.RAW}, "about the dump"),
+        ({"expect": Verdict.FAIL, "expect_failed": ("vmcore-registers",)}, "expects vmcore-registers to fail"),
+        ({"checks": LATER}, "none of its checks"),
+    ],
+)
+def test_what_can_not_end_at_the_handover(changes: dict[str, Any], why: str) -> None:
+    (one,) = plan(CATALOGUE, ["panic"], ["pae"])
+    with pytest.raises(RequestError, match=f"panic can't end at the hand-over: .*{why}"):
+        until_handover(replace(one, scenario=replace(PANIC, **changes)), LATER)

@@ -29,6 +29,7 @@ class Check:
     dumps: tuple[Dump, ...]  # the kinds of dump with which it can be judged
     kinds: tuple[LoadKind, ...]  # and the kinds of image
     own_task: bool  # only where the task that holds the pattern is the one that dies
+    by_handover: bool  # all that it looks at is there when the new image is entered
 
 
 _found: dict[str, Check] = {}
@@ -40,11 +41,12 @@ def check(
     dumps: tuple[Dump, ...] = tuple(Dump),
     kinds: tuple[LoadKind, ...] = (LoadKind.CRASH,),
     own_task: bool = False,
+    by_handover: bool = True,
 ) -> Callable[[Callable[[Evidence], CheckResult]], Callable[..., CheckResult]]:
     """Enter a function into the registry under its contract name. Scenarios that name none get it if they can."""
 
     def enter(judge: Callable[[Evidence], CheckResult]) -> Callable[..., CheckResult]:
-        _found[name] = Check(name, description, judge, dumps, kinds, own_task)
+        _found[name] = Check(name, description, judge, dumps, kinds, own_task, by_handover)
         return judge
 
     return enter

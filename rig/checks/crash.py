@@ -14,6 +14,7 @@ from rig.model import CheckResult, LoadKind, Verdict
     "crash-kernel-boots",
     "the new kernel reached user space; a crash kernel has /proc/vmcore there",
     kinds=KERNELS,
+    by_handover=False,
 )
 def crash_kernel_boots(evidence: Evidence) -> CheckResult:
     """By the new kernel's own word from its user space: its release, its command line, whether /proc/vmcore exists.

@@ -91,7 +91,7 @@ def memory_accounted(evidence: Evidence) -> CheckResult:
         where = ", ".join(address for entry in nobodys for address in entry["addresses"])
         summary = f"{unaccounted} of {total + inside} changed bytes have no owner: at {where}"
         return CheckResult("memory-accounted", Verdict.FAIL, summary, figures)
-    if Checkpoint.CRASH_KERNEL not in seen:
+    if evidence.course[-1] not in seen:
         summary = f"{total} bytes changed, all with an owner, but memory was last seen at {seen[-1]}"
         return CheckResult("memory-accounted", Verdict.ERROR, summary, figures)
     owners = len({entry["owner"] for entry in ledger})

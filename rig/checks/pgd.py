@@ -40,7 +40,8 @@ class _Later:
 )
 def pgd_survives(evidence: Evidence) -> CheckResult:
     """Compare the pgd's page at `panic` with every later checkpoint and with the dump; in a kexec jump, which has
-    neither, at `machine-kexec` with `handover` and `returned`.
+    neither, at `machine-kexec` with `handover` and `returned`. A run that ends at the hand-over has neither a later
+    checkpoint nor a dump.
 
     Accessed and dirty bits that the CPU sets by itself are counted apart and don't fail it (SDM vol. 3, 4.8). With PAE
     the 32 bytes of the PDPT give the entries; the page around them counts as well.
@@ -67,12 +68,12 @@ def pgd_survives(evidence: Evidence) -> CheckResult:
         summary = f"{where} was overwritten: {changed}, first seen at {first.where}"
         return CheckResult("pgd-survives", Verdict.FAIL, summary, figures)
     missing = [str(c) for c in evidence.course if c not in facts.captured]
-    missing += [DUMP] if facts.dump is None and not facts.jump else []
+    missing += [DUMP] if facts.dump is None and not (facts.jump or facts.ends_at_handover) else []
     if missing:
         summary = f"{where}: unchanged so far, but it was never seen at {', '.join(missing)}"
         return CheckResult("pgd-survives", Verdict.ERROR, summary, figures)
-    course = "out and back" if facts.jump else "from panic to crash kernel, nor in its dump"
-    summary = f"{where}: 0 of {PAGE_SIZE} bytes changed {course}"
+    dump = ", nor in its dump" if facts.dump is not None else ""
+    summary = f"{where}: 0 of {PAGE_SIZE} bytes changed {evidence.course_in_words}{dump}"
     return CheckResult("pgd-survives", Verdict.PASS, summary, figures)
 
 

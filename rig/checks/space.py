@@ -104,8 +104,7 @@ def address_space_survives(evidence: Evidence) -> CheckResult:
         summary += f": unchanged so far, but never seen at {', '.join(missing)}"
         return CheckResult("address-space-survives", Verdict.ERROR, summary, figures)
     twins = ", user twin included" if facts.user_pgd is not None else ""
-    course = "out and back" if facts.jump else "from panic to crash kernel"
-    summary += f"{twins}: all unchanged {course}"
+    summary += f"{twins}: all unchanged {evidence.course_in_words}"
     return CheckResult("address-space-survives", Verdict.PASS, summary, figures)
 
 
@@ -190,6 +189,7 @@ def _told(mode: PagingMode, table: _Table, seen: tuple[Checkpoint, EntryChanges]
     "user-space-survives",
     "a known pattern in the crashing task's user memory is found through the old tables in the crash kernel's time",
     own_task=True,
+    by_handover=False,
 )
 def user_space_survives(evidence: Evidence) -> CheckResult:
     """Translate the pattern's address through the tables as they are at `crash-kernel`, and read what is there."""

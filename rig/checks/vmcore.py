@@ -33,6 +33,7 @@ FUNCTION = 4096
 @check(
     "vmcore-registers",
     "the dump's NT_PRSTATUS of the crashing CPU agrees with what was seen at panic; one note per CPU",
+    by_handover=False,
 )
 def vmcore_registers(evidence: Evidence) -> CheckResult:
     """The crashing CPU's note must place it inside the function that `panic` was taken in, on the same stack, in the
@@ -121,6 +122,7 @@ class _Differences:
     "vmcore-faithful",
     "the dump that a user gets equals memory at panic, but for bytes that have an owner",
     (Dump.RAW, Dump.MAKEDUMPFILE),
+    by_handover=False,
 )
 def vmcore_faithful(evidence: Evidence) -> CheckResult:
     """Every byte of the whole dump against memory at `panic`. A byte that differs must have an owner: the dying kernel

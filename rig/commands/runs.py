@@ -20,7 +20,7 @@ from rig.commands.common import (
     print_verdicts,
 )
 from rig.errors import RequestError
-from rig.model import Dump, RunPlan
+from rig.model import Dump, RunPlan, Until
 
 if TYPE_CHECKING:
     from rig.pool import Finished
@@ -30,7 +30,7 @@ BENCHMARK = "panic"  # the scenario that `rig bench run` takes the time of
 
 
 def run(args: argparse.Namespace) -> int:
-    plans, options = plans_of(args, [args.scenario]), options_of(args)
+    plans, options = _until(plans_of(args, [args.scenario]), args.until), options_of(args)
     if options.keep_dump and plans[0].scenario.dump is Dump.HEADERS:
         raise RequestError(
             f"the scenario {args.scenario} takes only the headers of the dump: there is no dump to keep",
@@ -41,6 +41,13 @@ def run(args: argparse.Namespace) -> int:
     return carry_out(plans, options, lambda done: print_verdicts(done, args.json))
 
 
+def _until(plans: list[RunPlan], until: Until) -> list[RunPlan]:
+    from rig.catalog import registries
+    from rig.plan import until_handover
+
+    return plans if until is Until.END else [until_handover(plan, registries().later) for plan in plans]
+
+
 def matrix(args: argparse.Namespace) -> int:
     """Cells whose request is refused are results like others: one unsuitable kernel must not cost a night."""
     from rig import matrix as room
@@ -49,7 +56,7 @@ def matrix(args: argparse.Namespace) -> int:
     from rig.plan import matrix as cells
 
     patterns = args.patterns or [NIGHTLY]
-    plans = cells(catalogue_of(args), patterns)
+    plans = _until(cells(catalogue_of(args), patterns), args.until)
     if args.shard:
         number, count = args.shard
         plans = shard.split(plans, count, shard.shipped())[number - 1]

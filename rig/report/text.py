@@ -17,6 +17,7 @@ from rig.report.wording import (
     PGD_CHECK,
     Tone,
     check_outcome,
+    ending,
     entry_value,
     find_check,
     headline,
@@ -63,6 +64,7 @@ def _lines(result: RunResult, where: Path, width: int) -> Iterator[_Line]:
         yield from _error_lines(result.error, width)
     elif result.checks:
         yield from _wrapped(headline(result), "  ", width)
+        yield from _wrapped(ending(result), "  ", width)
     if result.verdict is Verdict.SKIP:
         yield _Line(f"  evidence: {printable(str(where))}")
         return

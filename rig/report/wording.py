@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from rig.model import Checkpoint, CheckResult, PagingMode, RunResult, Verdict
+from rig.model import Checkpoint, CheckResult, PagingMode, RunResult, Until, Verdict
 
 PGD_CHECK = "pgd-survives"
 
@@ -113,6 +113,13 @@ def headline(result: RunResult) -> str:
     if others and check is not None and check.verdict is Verdict.PASS:
         return f"{', '.join(others)} failed. {sentence}"
     return sentence
+
+
+def ending(result: RunResult) -> str:
+    """That the run did not go to its usual end; empty when it did."""
+    if result.environment.get("until") != Until.HANDOVER:
+        return ""
+    return "The run ended at the hand-over: the new kernel was entered and not run."
 
 
 def pgd_sentence(check: CheckResult) -> str:

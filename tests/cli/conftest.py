@@ -16,7 +16,9 @@ from tests.cli.pretended import CHECKS, Conductor, Run, pretend, result
 def conductor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Conductor]:
     """All rooms pretended, in an empty current directory; yields a function that sets what a run does."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    entry = types.SimpleNamespace(description="described", dumps=tuple(Dump), kinds=tuple(LoadKind), own_task=False)
+    entry = types.SimpleNamespace(
+        description="described", dumps=tuple(Dump), kinds=tuple(LoadKind), own_task=False, by_handover=True
+    )
     pretend(monkeypatch, "rig.checks", REGISTRY=dict.fromkeys(CHECKS, entry))
     pretend(monkeypatch, "rig.report.text", verdict_text=lambda r, where: Text(f"{r.id}: {r.verdict}\nin {where}"))
     pretend(monkeypatch, "rig.report.site", update=lambda results, finished, tell: None)

@@ -63,7 +63,7 @@ def test_ctrl_c_in_a_process_of_its_own(tmp_path: Path) -> None:
             from rig.errors import Cancelled
             raise Cancelled("stopped")
         from rig.model import Dump, LoadKind
-        entry = types.SimpleNamespace(dumps=tuple(Dump), kinds=tuple(LoadKind), own_task=False)
+        entry = types.SimpleNamespace(dumps=tuple(Dump), kinds=tuple(LoadKind), own_task=False, by_handover=True)
         put("rig.checks", REGISTRY=dict.fromkeys({CHECKS!r}, entry))
         put("rig.conductor", run=run)
         from rig.cli import main

@@ -24,7 +24,7 @@ from rig.report.html.pgd import Pgd, pgd
 from rig.report.html.picture import picture
 from rig.report.html.registers import RegisterTable, register_tables
 from rig.report.listing import Listing
-from rig.report.wording import PGD_CHECK, Outcome, find_check, headline, outcome, printable, printable_lines
+from rig.report.wording import PGD_CHECK, Outcome, ending, find_check, headline, outcome, printable, printable_lines
 
 SECTIONS = {  # what sections show is from these files, where their figures don't say it themselves
     "phases": ("run.json", "result.json"),
@@ -149,6 +149,8 @@ def _run_facts(result: RunResult, total: float, sources: Sources) -> list[Fact]:
         ("Expected", str(result.expect) + "".join(f", {printable(name)} fails" for name in result.expect_failed)),
         ("Verdict", str(result.verdict)),
     ]
+    if ending(result):
+        facts.append(("Goes until", ending(result)))
     if result.started:
         facts.append(("Began", printable(result.started)))
     if result.phases:

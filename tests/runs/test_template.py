@@ -1,0 +1,56 @@
+"""The same scenario with and without templates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rig.model import Checkpoint
+from tests.runs.conftest import GUESTS, Done, checks, rig
+
+
+@pytest.fixture(scope="module")
+def template_runs(tmp_path_factory: pytest.TempPathFactory) -> Done:
+    """Of guests that were booted by the runs before, if not earlier. The crash kernel runs."""
+    results = tmp_path_factory.mktemp("template")
+    assert rig("run", "panic", "--until", "handover", "--results", results).status == 0
+    return rig("run", "panic", "--json", "--results", results)
+
+
+@pytest.mark.vm
+@pytest.mark.parametrize("guest", GUESTS)
+def test_the_verdicts_are_the_same(panic_runs: Done, template_runs: Done, guest: str) -> None:
+    booted, restored = panic_runs.results[guest], template_runs.results[guest]
+    assert (booted["environment"]["template"]["used"], restored["environment"]["template"]["used"]) == (False, True)
+    assert booted["environment"]["template"]["why"] == "--no-template"
+    assert checks(restored) == checks(booted)
+    assert {*checks(booted).values()} == {"pass"}
+    phases = [[phase["name"] for phase in result["phases"]] for result in (booted, restored)]
+    assert [phases[0][:3], phases[1][:3]] == [["prepare", "boot", "arm"], ["prepare", "restore", "arm"]]
+    # what the template's own boot said is in this run's log, before what the crash kernel says
+    log = (template_runs.directories[guest] / "console.log").read_bytes()
+    assert log.count(b"Linux version ") == 2
+
+
+@pytest.mark.vm
+def test_a_run_until_the_handover(template_runs: Done, tmp_path: Path) -> None:
+    assert template_runs.status == 0
+    done = rig("run", "panic", "--guest", "pae", "--until", "handover", "--json", "--results", tmp_path)
+    assert done.status == 0
+    result = done.results["pae"]
+    full = checks(template_runs.results["pae"])
+    later = {"crash-kernel-boots", "user-space-survives", "vmcore-registers"}
+    assert checks(result) == {name: verdict for name, verdict in full.items() if name not in later}
+    pgd = next(check for check in result["checks"] if check["name"] == "pgd-survives")
+    assert [row["checkpoint"] for row in pgd["figures"]["compared"]] == [Checkpoint.MACHINE_KEXEC, Checkpoint.HANDOVER]
+    assert result["environment"]["until"] == "handover"
+    judged = rig("check", done.directories["pae"], "--json").results["pae"]
+    assert checks(judged) == checks(result)
+
+
+@pytest.mark.vm
+def test_damage_is_seen_by_the_handover(tmp_path: Path) -> None:
+    done = rig("run", "flipped-bit", "--guest", "i386", "--until", "handover", "--json", "--results", tmp_path)
+    assert done.status == 0  # fails, as the scenario expects
+    assert checks(done.results["i386"])["pgd-survives"] == "fail"
