@@ -12,6 +12,7 @@ import dataclasses
 import difflib
 import enum
 import fnmatch
+import functools
 import itertools
 import os
 import re
@@ -36,6 +37,7 @@ SUITE = re.compile(r"[a-z][a-z0-9-]*")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # ids are SCENARIO@GUEST/KERNEL: neither @ nor / in a name
 
 Entry = Guest | Kernel | Scenario | Selection
+TYPES = {kind: typing.get_type_hints(kind) for kind in typing.get_args(Entry)}  # of their fields; slow to make
 E = TypeVar("E", Guest, Kernel, Scenario, Selection)
 T = TypeVar("T")
 
@@ -216,7 +218,7 @@ def _entry(kind: type[E], path: Path) -> E:
     for key, value in table.items():
         if value == []:
             raise CatalogueError(f"{path}: {key}: the list is empty", hint=f"name one, or leave {key!r} out")
-    types = typing.get_type_hints(kind)
+    types = TYPES[kind]
     values = {key: _value(path, key, value, types[key]) for key, value in table.items()}
     if "home" in types:
         values["home"] = path.parent.parent
@@ -352,8 +354,9 @@ def _check_references(catalogue: Catalogue, known: Registries) -> None:
     references: list[tuple[str, str, str, Iterable[str], Collection[str]]] = [
         (GUESTS, guest.name, "kernel", [guest.kernel], catalogue.kernels) for guest in catalogue.guests.values()
     ]
+    controls = functools.cache(_controls)
     for scenario in catalogue.scenarios.values():
-        sabotages = [*known.injections, *(path.name for path in _controls(scenario.home))]
+        sabotages = [*known.injections, *(path.name for path in controls(scenario.home))]
         references += [
             (SCENARIOS, scenario.name, "trigger", [scenario.trigger], known.triggers),
             (SCENARIOS, scenario.name, "load", [scenario.load], known.loads),

@@ -10,16 +10,22 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-
-import capstone
-import numpy as np
+from typing import TYPE_CHECKING
 
 from rig.errors import EvidenceError
 from rig.facts import Damage, Kimage, RegisterDamage
-from rig.memory import levels, paging
+from rig.late import late
 from rig.memory.physical import Memory, OutsideMemory
-from rig.memory.walk import AddressSpace, walk
 from rig.model import PAGE_SIZE, Arch, Checkpoint, CpuState, PagingMode, Range
+
+if TYPE_CHECKING:
+    import capstone
+    import numpy as np
+
+    from rig.memory import levels, paging, walk
+else:  # the catalogue asks for the names of injections before anything is to be damaged
+    capstone, np = late("capstone"), late("numpy")
+    levels, paging, walk = late("rig.memory.levels"), late("rig.memory.paging"), late("rig.memory.walk")
 
 # Accessed and dirty: the CPU sets them by itself, so a check must not take them for damage (SDM vol. 3, 4.8).
 AD_BITS = (5, 6)
@@ -223,7 +229,7 @@ def other_code_mapped(scene: Scene) -> Change:
 def _mapping(scene: Scene, page: int) -> _Entry:
     """The entry of the image's tables that maps a physical page elsewhere than at its own address."""
     for root in (scene.cpu.cr3,) if scene.cpu.paging is not None else scene.kimage.pages:
-        space = walk(scene.memory, scene.mode, root)
+        space = walk.walk(scene.memory, scene.mode, root)
         for virtual in space.virtual[(space.physical == page) & (space.size == PAGE_SIZE)].tolist():
             if virtual != page:
                 return _last_entry(scene, root, virtual)
@@ -238,7 +244,7 @@ class _ImageTables:
     """root: physical. control: where the control page is mapped beside its own physical address, virtual."""
 
     root: int
-    space: AddressSpace
+    space: walk.AddressSpace
     control: int
 
 
@@ -251,7 +257,7 @@ def _image_tables(scene: Scene) -> _ImageTables:
     the tables that other CPUs are started with look alike, but map many pages twice.
     """
     for root in (*scene.kimage.pages, *_identity_roots(scene)):
-        space = walk(scene.memory, scene.mode, root)
+        space = walk.walk(scene.memory, scene.mode, root)
         small = (space.size == PAGE_SIZE) & (space.virtual != space.physical)
         pairs = zip(space.virtual[small].tolist(), space.physical[small].tolist(), strict=True)
         if scene.crash_region is None:

@@ -4,18 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from rig.checks import KERNELS, check
 from rig.errors import EvidenceError
 from rig.evidence import Evidence
-from rig.model import CheckResult, LoadKind, Verdict
+from rig.model import CheckResult, Verdict
 
 
-@check(
-    "crash-kernel-boots",
-    "the new kernel reached user space; a crash kernel has /proc/vmcore there",
-    kinds=KERNELS,
-    by_handover=False,
-)
 def crash_kernel_boots(evidence: Evidence) -> CheckResult:
     """By the new kernel's own word from its user space: its release, its command line, whether /proc/vmcore exists.
 
@@ -57,9 +50,6 @@ def crash_kernel_boots(evidence: Evidence) -> CheckResult:
     return CheckResult(name, Verdict.PASS, summary, figures)
 
 
-@check(
-    "plain-panic", "without a crash kernel the panic ends in a reset, and nothing is started", kinds=(LoadKind.NONE,)
-)
 def plain_panic(evidence: Evidence) -> CheckResult:
     """By the console and QEMU: the kernel said that it panics, reset the machine itself, and no other one came up."""
     facts, name = evidence.facts, "plain-panic"

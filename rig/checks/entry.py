@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from rig import bits
-from rig.checks import KERNELS, check
 from rig.disassembly import width
 from rig.errors import EvidenceError
 from rig.evidence import Evidence
@@ -21,7 +20,6 @@ FLAT = 0xFFFFFFFF  # limit of a 4 GiB segment, bytes
 ZERO_32 = ("rbx", "rbp", "rdi")
 
 
-@check("handover-state", "the new image is entered with the registers that the boot protocol asks for", kinds=KERNELS)
 def handover_state(evidence: Evidence) -> CheckResult:
     """What Documentation/arch/x86/boot.rst and relocate_kernel_{32,64}.S ask for fails it; all else is recorded.
 

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rig.checks import IMAGES, check
 from rig.disassembly import length, width
 from rig.errors import EvidenceError
 from rig.evidence import Evidence
@@ -54,11 +53,6 @@ class _Switch:
     size: int
 
 
-@check(
-    "switch-is-safe",
-    "at every change of page tables, and of paging itself, the next instruction is the same in the old and the new",
-    kinds=IMAGES,
-)
 def switch_is_safe(evidence: Evidence) -> CheckResult:
     """Translate the instruction after each switch by the tables before and after it: same page, or same bytes.
 
@@ -169,7 +163,6 @@ def _setting(state: CpuState) -> dict[str, Any]:
 # ---------------------------------------------------------------- interrupts-off
 
 
-@check("interrupts-off", "IF=0 from before the first change of tables or segments to the new image", kinds=IMAGES)
 def interrupts_off(evidence: Evidence) -> CheckResult:
     """EFLAGS.IF before each instruction, from the first one that changes CR0.PG, CR3, GDTR, IDTR or a segment on."""
     return judge_interrupts(HandOver(evidence))
@@ -221,11 +214,6 @@ def _interrupt_flag(state: CpuState) -> bool:
 # ---------------------------------------------------------------- executes-nx-safe
 
 
-@check(
-    "executes-nx-safe",
-    "every instruction was executable in the page tables that were live when it was executed",
-    kinds=IMAGES,
-)
 def executes_nx_safe(evidence: Evidence) -> CheckResult:
     """All pages of all instructions, and of the one that a guest that died was to execute next."""
     return judge_fetches(HandOver(evidence))

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rig.checks import IMAGES, check
 from rig.control import Way, way_of
 from rig.errors import EvidenceError
 from rig.evidence import Evidence
@@ -37,9 +36,6 @@ class Need:
     destination: bool
 
 
-@check(
-    NAME, "the map used for copying covers all RAM and every destination, at the addresses that they have", kinds=IMAGES
-)
 def identity_map_complete(evidence: Evidence) -> CheckResult:
     """The tables that are live while the image is copied, else those that it is entered with.
 

@@ -6,22 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from rig.checks import check
 from rig.errors import EvidenceError
 from rig.evidence import Evidence
 from rig.kernel.pagelist import NOWHERE, wanted_hashes
 from rig.memory.physical import OutsideMemory
-from rig.model import PAGE_SIZE, Checkpoint, CheckResult, LoadKind, Verdict
+from rig.model import PAGE_SIZE, Checkpoint, CheckResult, Verdict
 
 NAME = "image-copied"
 SHOWN = 16  # pages in figures
 
 
-@check(
-    NAME,
-    "every page of the image arrived at its place as it was when it was loaded",
-    kinds=(LoadKind.PLAIN, LoadKind.JUMP),
-)
 def image_copied(evidence: Evidence) -> CheckResult:
     """Each destination at `handover` against its source at `machine-kexec`, by the list that kimage->head leads to.
 

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from rig.checks import check
 from rig.checks.handover import judge_fetches, judge_interrupts, judge_switches
 from rig.checks.ledger import THREAD_SIZE, ad_claims
 from rig.checks.writers import TO_HANDOVER, TO_RETURN, Writers, recorded
@@ -20,11 +19,10 @@ from rig.memory import paging
 from rig.memory.diff import changed_ranges
 from rig.memory.ledger import UNACCOUNTED, Change, Claim, split
 from rig.memory.paging import NotMapped
-from rig.model import PAGE_SIZE, Arch, Checkpoint, CheckResult, CpuState, LoadKind, Segment, Verdict
+from rig.model import PAGE_SIZE, Arch, Checkpoint, CheckResult, CpuState, Segment, Verdict
 from rig.operands import moves_string
 from rig.trace import Step
 
-KINDS = (LoadKind.JUMP,)
 SHOWN = 8  # places in figures
 # What a function must leave as it found it (System V psABI): of i386's, rdi and rsi too.
 CALLEE_SAVED = {
@@ -37,11 +35,6 @@ IF = 1 << 9
 # ---------------------------------------------------------------- jump-returns
 
 
-@check(
-    "jump-returns",
-    "the image returned, user space goes on, and the image can be entered again where it asked to be",
-    kinds=KINDS,
-)
 def jump_returns(evidence: Evidence) -> CheckResult:
     """By user space's own word: reboot(2) returned 0, and the boot id is the one from before.
 
@@ -101,11 +94,6 @@ def _physical(evidence: Evidence, virtual: int) -> int:
 # ---------------------------------------------------------------- way-back-is-safe
 
 
-@check(
-    "way-back-is-safe",
-    "back from the image, as on the way out: switches of tables, interrupts, and what is executed are safe",
-    kinds=KINDS,
-)
 def way_back_is_safe(evidence: Evidence) -> CheckResult:
     """What switch-is-safe, interrupts-off and executes-nx-safe judge, from the image's entry to the return of
     machine_kexec.
@@ -122,11 +110,6 @@ def way_back_is_safe(evidence: Evidence) -> CheckResult:
 # ---------------------------------------------------------------- context-preserved
 
 
-@check(
-    "context-preserved",
-    "out and back, memory is as it was but for what the kernel itself wrote, and so are the registers",
-    kinds=KINDS,
-)
 def context_preserved(evidence: Evidence) -> CheckResult:
     """Memory and registers at `machine-kexec` against `returned`, all RAM, byte by byte.
 

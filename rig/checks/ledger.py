@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
-from rig.checks import check
 from rig.checks.writers import TO_HANDOVER, TO_MACHINE_KEXEC, Interval, before_they_stopped, functions
 from rig.errors import EvidenceError
 from rig.evidence import Evidence
@@ -57,7 +56,6 @@ class Owned:
     length: int
 
 
-@check("memory-accounted", "every byte that changed outside the crash region has an owner")
 def memory_accounted(evidence: Evidence) -> CheckResult:
     """Changes between consecutive checkpoints, each byte with the owner that the guest's own words give it."""
     seen = [c for c in ORDER if c in evidence.facts.captured]

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rig.checks import check
 from rig.checks.writers import writer
 from rig.errors import EvidenceError
 from rig.evidence import Evidence
@@ -15,7 +14,7 @@ from rig.memory import levels, paging
 from rig.memory.diff import bytes_changed, changed_ranges
 from rig.memory.paging import EntryChanges
 from rig.memory.physical import OutsideMemory
-from rig.model import PAGE_SIZE, Checkpoint, CheckResult, LoadKind, PagingMode, Verdict
+from rig.model import PAGE_SIZE, Checkpoint, CheckResult, PagingMode, Verdict
 
 DUMP = "vmcore"  # where the figures say that the page was seen in the dump
 
@@ -33,11 +32,6 @@ class _Later:
     bytes_changed: int
 
 
-@check(
-    "pgd-survives",
-    "the page that CR3 points to is byte-identical from the panic to the crash kernel, and in its dump",
-    kinds=(LoadKind.CRASH, LoadKind.JUMP),
-)
 def pgd_survives(evidence: Evidence) -> CheckResult:
     """Compare the pgd's page at `panic` with every later checkpoint and with the dump; in a kexec jump, which has
     neither, at `machine-kexec` with `handover` and `returned`. A run that ends at the hand-over has neither a later

@@ -8,7 +8,6 @@ from itertools import takewhile
 from typing import Any
 
 from rig import operands
-from rig.checks import IMAGES, check
 from rig.control import Layout, Way, lay_out, way_of
 from rig.errors import EvidenceError
 from rig.evidence import Evidence
@@ -34,9 +33,6 @@ CONTROL_LIMIT = {PagingMode.FOUR_LEVEL: 1 << 46, PagingMode.FIVE_LEVEL: 1 << 52}
 # ---------------------------------------------------------------- control-code-fits
 
 
-@check(
-    "control-code-fits", "the control code is within its page budget, and its stack stayed clear of it", kinds=IMAGES
-)
 def control_code_fits(evidence: Evidence) -> CheckResult:
     """The end of the control code against what begins behind it on the control page.
 
@@ -117,7 +113,6 @@ class Page:
     copied_over: bool = False  # a page of a plain kexec's image goes there
 
 
-@check("control-pages-placed", "every page used on the way lies where no device writes, within the limit", kinds=IMAGES)
 def control_pages_placed(evidence: Evidence) -> CheckResult:
     """Pages used after the first change of the tables: code, stack, data, and the tables themselves.
 

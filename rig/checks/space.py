@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rig.checks import check
 from rig.checks.writers import writer
 from rig.errors import EvidenceError
 from rig.evidence import Evidence
@@ -17,7 +16,7 @@ from rig.memory.paging import EntryChanges, NotMapped
 from rig.memory.physical import Memory, OutsideMemory
 from rig.memory.spaces import Difference, compare, worst
 from rig.memory.walk import AddressSpace, walk
-from rig.model import Checkpoint, CheckResult, LoadKind, PagingMode, Verdict
+from rig.model import Checkpoint, CheckResult, PagingMode, Verdict
 
 SHOWN = 8  # changed tables, and changed entries of each, that the figures tell
 MODES = levels.MODES
@@ -51,11 +50,6 @@ class _Later:
     difference: Difference
 
 
-@check(
-    "address-space-survives",
-    "every page-table page reachable from the pgd, and every translation, is the same from the panic to the end",
-    kinds=(LoadKind.CRASH, LoadKind.JUMP),
-)
 def address_space_survives(evidence: Evidence) -> CheckResult:
     """Compare the tables at `panic` with every later checkpoint, and what they map: of both twins, where there are two.
     In a kexec jump those at `machine-kexec`, as long as the old tables are live: with `handover` and `returned`.
@@ -185,12 +179,6 @@ def _told(mode: PagingMode, table: _Table, seen: tuple[Checkpoint, EntryChanges]
 # ---------------------------------------------------------------- the task's own data
 
 
-@check(
-    "user-space-survives",
-    "a known pattern in the crashing task's user memory is found through the old tables in the crash kernel's time",
-    own_task=True,
-    by_handover=False,
-)
 def user_space_survives(evidence: Evidence) -> CheckResult:
     """Translate the pattern's address through the tables as they are at `crash-kernel`, and read what is there."""
     facts, mode = evidence.facts, _mode(evidence.facts)

@@ -10,7 +10,6 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from rig.checks import check
 from rig.checks.hypervisor import hypervisor_registers
 from rig.checks.ledger import UNTOLD, claims, slab_claims
 from rig.errors import EvidenceError
@@ -30,11 +29,6 @@ FRAME = 1024
 FUNCTION = 4096
 
 
-@check(
-    "vmcore-registers",
-    "the dump's NT_PRSTATUS of the crashing CPU agrees with what was seen at panic; one note per CPU",
-    by_handover=False,
-)
 def vmcore_registers(evidence: Evidence) -> CheckResult:
     """The crashing CPU's note must place it inside the function that `panic` was taken in, on the same stack, in the
     same segments. With 32-bit guests the selectors are compared by their low 16 bits. A dump that makedumpfile made
@@ -118,12 +112,6 @@ class _Differences:
     unseen: tuple[int, ...]
 
 
-@check(
-    "vmcore-faithful",
-    "the dump that a user gets equals memory at panic, but for bytes that have an owner",
-    (Dump.RAW, Dump.MAKEDUMPFILE),
-    by_handover=False,
-)
 def vmcore_faithful(evidence: Evidence) -> CheckResult:
     """Every byte of the whole dump against memory at `panic`. A byte that differs must have an owner: the dying kernel
     wrote it on its way. The first 640 KiB are no exception: the crash kernel was given them, but the dump reads them
