@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import rig
-from rig import jump, plain, sabotage, saboteur, start, trace, xen
+from rig import sabotage, start
 from rig.errors import (
     Cancelled,
     CouldNotJudge,
@@ -25,13 +25,10 @@ from rig.errors import (
 )
 from rig.evidence import LISTING, TRACEBACK, Evidence, EvidenceWriter, to_json
 from rig.facts import DumpInfo, Facts, Hypervisor, Kimage, PlainPanic
-from rig.guest import arming, disk, dom0
-from rig.hold import StopAt, hold
-from rig.judge import judge
-from rig.kernel import ages, efi, exception, kimage, symbols
+from rig.guest import arming
+from rig.kernel import ages, symbols
+from rig.late import late
 from rig.live import Listener, Run, attached, held
-from rig.memory import levels
-from rig.memory.dump import Words, hashes_at
 from rig.model import (
     PAGE_SIZE,
     Checkpoint,
@@ -45,14 +42,31 @@ from rig.model import (
     RunResult,
 )
 from rig.prepare import Artefacts, prepare
-from rig.recorder import Recorder
-from rig.report.html import render_run
-from rig.report.listing import hand_over_listing
-from rig.vm import tracing
 from rig.vm.deadline import Deadline
 from rig.vm.gdbstub import GdbStub
 from rig.vm.qemu import Vm, ram_ranges
 from rig.vm.template import Making
+
+if TYPE_CHECKING:
+    from rig import jump, plain, saboteur, trace, xen
+    from rig.guest import disk, dom0
+    from rig.hold import StopAt, hold
+    from rig.judge import judge
+    from rig.kernel import efi, exception, kimage
+    from rig.memory import levels
+    from rig.memory.dump import Words, hashes_at
+    from rig.recorder import Recorder
+    from rig.report.html import render_run
+    from rig.report.listing import hand_over_listing
+    from rig.vm import tracing
+else:  # needed once the guest has booted: rig/warmup.py
+    jump, plain, saboteur, trace = late("rig.jump"), late("rig.plain"), late("rig.saboteur"), late("rig.trace")
+    xen, disk, dom0, tracing = late("rig.xen"), late("rig.guest.disk"), late("rig.guest.dom0"), late("rig.vm.tracing")
+    efi, exception, kimage = late("rig.kernel.efi"), late("rig.kernel.exception"), late("rig.kernel.kimage")
+    levels, hashes_at = late("rig.memory.levels"), late("rig.memory.dump:hashes_at")
+    hold, Recorder, judge = late("rig.hold:hold"), late("rig.recorder:Recorder"), late("rig.judge:judge")
+    render_run = late("rig.report.html:render_run")
+    hand_over_listing = late("rig.report.listing:hand_over_listing")
 
 # Phases in which a guest may die of its panic, or of its kexec.
 AFTER_TRIGGER = (

@@ -49,21 +49,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO, TYPE_CHECKING, TypeVar
 
 import msgspec
-import numpy as np
-import numpy.typing as npt
-import xxhash
-import zstandard
 
 from rig.errors import EvidenceError, RequestError
 from rig.facts import Facts
-from rig.memory import kdump
-from rig.memory.dump import hashes_at
-from rig.memory.image import PagesMemory
-from rig.memory.packed import pack_hashes, pack_pages, unpack_hashes, unpack_pages
-from rig.memory.vmcore import VmcoreHeaders, parse_headers
+from rig.late import late
 from rig.model import (
     MACHINE_KEXEC,
     PAGE_SIZE,
@@ -74,8 +66,27 @@ from rig.model import (
     RunResult,
     Symbol,
 )
-from rig.trace import Trace
-from rig.trace import parse as parse_trace
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import xxhash
+    import zstandard
+
+    from rig.memory import kdump
+    from rig.memory.dump import hashes_at
+    from rig.memory.image import PagesMemory
+    from rig.memory.packed import pack_hashes, pack_pages, unpack_hashes, unpack_pages
+    from rig.memory.vmcore import VmcoreHeaders, parse_headers
+    from rig.trace import Trace
+    from rig.trace import parse as parse_trace
+else:  # nothing of it is needed to begin a directory
+    np, xxhash, zstandard = late("numpy"), late("xxhash"), late("zstandard")
+    kdump, hashes_at = late("rig.memory.kdump"), late("rig.memory.dump:hashes_at")
+    PagesMemory = late("rig.memory.image:PagesMemory")
+    pack_hashes, pack_pages = late("rig.memory.packed:pack_hashes"), late("rig.memory.packed:pack_pages")
+    unpack_hashes, unpack_pages = late("rig.memory.packed:unpack_hashes"), late("rig.memory.packed:unpack_pages")
+    parse_headers, parse_trace = late("rig.memory.vmcore:parse_headers"), late("rig.trace:parse")
 
 T = TypeVar("T")
 

@@ -42,13 +42,14 @@ def files(part: object) -> Iterator[Path]:
 
 def record(made_of: Ingredients, root: Path, initramfs: str) -> Manifest:
     """root: of the cache. initramfs: SHA-256 of the one without keys."""
-    origins: dict[Path, PackageId | None] = {path: package_of(root, path) for path in files(made_of)}
+    portable = {path: _portable(path, root) for path in files(made_of)}
+    origins: dict[Path, PackageId | None] = {path: package_of(root, path) for path in portable}
     for kernel in (made_of.kernel, made_of.crash_kernel):
         origins |= dict.fromkeys((kernel.bzimage, *kernel.modules, *kernel.disk_modules), kernel.package)
     return Manifest(
-        ingredients=_moved(made_of, lambda path: _portable(path, root)),
-        sha256={str(_portable(path, root)): file_sha256(path) for path in origins},
-        packages={str(_portable(path, root)): package for path, package in origins.items() if package},
+        ingredients=_moved(made_of, portable.__getitem__),
+        sha256={str(portable[path]): file_sha256(path) for path in origins},
+        packages={str(portable[path]): package for path, package in origins.items() if package},
         initramfs=initramfs,
     )
 

@@ -13,29 +13,35 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import rig
-from rig import injection, saboteur, trace
 from rig.errors import CouldNotJudge, EvidenceError, GuestError, GuestHung, ProtocolError
 from rig.evidence import CONSOLE, DIED, EvidenceWriter
 from rig.facts import Facts, Pattern
 from rig.guest.dom0 import CAPABILITIES, DOM0
-from rig.kernel import kimage, symbols
+from rig.kernel import symbols
+from rig.late import late
 from rig.loads import LOADS
-from rig.memory import levels, paging
-from rig.memory.paging import NotMapped
 from rig.memory.physical import OutsideMemory
 from rig.model import Checkpoint, CpuState, Options, Phase, Range, RunPlan
-from rig.recorder import Recorder
-from rig.survey import survey
 from rig.triggers import READY, TRIGGERS, trigger_line
-from rig.vm import tracing
 from rig.vm.deadline import Deadline
 from rig.vm.gdbstub import GdbStub
 from rig.vm.qemu import Vm
 from rig.vm.shell import Hello
 
 if TYPE_CHECKING:
+    from rig import injection, saboteur, trace
     from rig.hold import StopAt
+    from rig.kernel import kimage
+    from rig.memory import levels, paging
     from rig.prepare import Artefacts
+    from rig.recorder import Recorder
+    from rig.survey import survey
+    from rig.vm import tracing
+else:  # needed once the guest has booted: rig/warmup.py
+    injection, saboteur = late("rig.injection"), late("rig.saboteur")
+    trace, tracing = late("rig.trace"), late("rig.vm.tracing")
+    kimage, levels, paging = late("rig.kernel.kimage"), late("rig.memory.levels"), late("rig.memory.paging")
+    survey = late("rig.survey:survey")
 
 Listener = Callable[[str], None]
 
@@ -251,7 +257,7 @@ class Run:
         if self.facts.text is not None:
             return
         address = self.facts.symbols[symbols.MACHINE_KEXEC]
-        with contextlib.suppress(NotMapped, OutsideMemory):
+        with contextlib.suppress(paging.NotMapped, OutsideMemory):
             physical = paging.translate(recorder.at_panic, self.facts.mode, self.facts.cr3, address).physical
             text = symbols.text_from(address, physical, self.facts.iomem)
             if text is not None:

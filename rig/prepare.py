@@ -9,19 +9,20 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import rig
 from rig import armed, catalog, ingredients, loads
 from rig.errors import RequestError
 from rig.facts import Manifest
-from rig.guest import disk, hypervisor, initramfs, legacy, makedumpfile, program
+from rig.guest import initramfs, legacy, makedumpfile
 from rig.guest.cache import Cache
+from rig.guest.initramfs import Pieces
 from rig.guest.keys import RunKeys
 from rig.guest.packages import PackageCache
-from rig.kernel import ages, linked
+from rig.kernel import ages
 from rig.kernel.build import obtain
-from rig.kernel.modules import build_module
+from rig.late import late
 from rig.model import (
     Arch,
     Dump,
@@ -44,6 +45,15 @@ from rig.triggers import MODULE, TRIGGERS
 from rig.vm import accel
 from rig.vm.qemu import MachineSpec, qemu_version
 from rig.vm.template import Template, Templates
+
+if TYPE_CHECKING:
+    from rig.guest import disk, hypervisor, program
+    from rig.kernel import linked
+    from rig.kernel.modules import build_module
+else:  # what few runs need
+    disk, hypervisor, program = late("rig.guest.disk"), late("rig.guest.hypervisor"), late("rig.guest.program")
+    linked = late("rig.kernel.linked")
+    build_module = late("rig.kernel.modules:build_module")
 
 # panic=-1: a panic that finds no crash kernel resets at once, which is seen as the guest's death; otherwise it would
 # hang until the deadline. Neither nokaslr nor quiet: the rig follows KASLR, and the console is evidence.
@@ -156,7 +166,7 @@ def prepare(
             keys, about = known.keys, known.initramfs
         else:
             keys = RunKeys.make()
-            blob = initramfs_of(plan, made_of, initramfs.run_segment(keys.authorized_keys, keys.dropbear_host_key))
+            blob = initramfs_of(plan, made_of, keys)
             about = {"bytes": len(blob), "sha256": hashlib.sha256(blob).hexdigest()}
             spec = replace(spec, initrd=_open_file(stack.enter_context(_in_memory(blob))))
         yield Artefacts(
@@ -312,10 +322,18 @@ def _userland(cache: PackageCache, kernel: KernelFiles, dump: Dump, cancel: thre
 
 def keyless(plan: RunPlan, made_of: Ingredients) -> str:
     """SHA-256 of the first kernel's initramfs with no keys in it: the same for the same run."""
-    return hashlib.sha256(initramfs_of(plan, made_of, initramfs.run_segment("", b""))).hexdigest()
+    digest = hashlib.sha256()
+    for piece in _initramfs(plan, made_of, initramfs.run_segment("", b"")):
+        digest.update(piece)
+    return digest.hexdigest()
 
 
-def initramfs_of(plan: RunPlan, made_of: Ingredients, keys: bytes) -> bytes:
+def initramfs_of(plan: RunPlan, made_of: Ingredients, keys: RunKeys) -> bytes:
+    """The first kernel's initramfs, for this run."""
+    return b"".join(_initramfs(plan, made_of, initramfs.run_segment(keys.authorized_keys, keys.dropbear_host_key)))
+
+
+def _initramfs(plan: RunPlan, made_of: Ingredients, keys: Pieces) -> Pieces:
     """The first kernel's initramfs, which holds the crash kernel's. Each gets only the programs it runs.
 
     With hops it holds that kernel itself once more, with such an initramfs for it. keys: the segment with this run's.

@@ -177,6 +177,9 @@ class LiveProgress:
 @contextlib.contextmanager
 def open_progress(stream: TextIO, total: int, forecast: Forecast | None = None) -> Iterator[Progress]:
     """Live on a terminal, plain otherwise (and on a terminal that can't be redrawn: TERM=dumb)."""
+    if not stream.isatty():
+        yield PlainProgress(stream)
+        return
     from rich.console import Console
     from rich.live import Live
 

@@ -13,6 +13,7 @@ from rig.prepare import Artefacts
 from rig.vm.deadline import Deadline
 from rig.vm.qemu import Vm
 from rig.vm.template import Making
+from rig.warmup import modules, warmed_up
 
 # Signs on the console that the first kernel will never come to a shell, long before the deadline says so.
 PANIC = "Kernel panic - not syncing"
@@ -75,5 +76,6 @@ def _started(run: Run, artefacts: Artefacts, stack: contextlib.ExitStack) -> Vm:
     monitor = run.stop.monitor if run.stop is not None else None
     standing = artefacts.template.standing if artefacts.template is not None else None
     vm = stack.enter_context(Vm(replace(artefacts.machine, monitor=monitor), cancel=run.cancel, standing=standing))
+    stack.enter_context(warmed_up(modules(run.plan)))
     run.learn(environment={**run.facts.environment, "argv": list(vm.argv)})
     return vm

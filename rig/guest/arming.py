@@ -10,16 +10,23 @@ import gzip
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from rig.errors import GuestCommandFailed, GuestError, NotOffered, UnsuitableKernel
 from rig.facts import PerCpu
 from rig.guest.cache import Cache
-from rig.kernel import efi, linked, symbols
+from rig.kernel import efi, symbols
+from rig.late import late
 from rig.loads import LOADS, NOTHING, Load
 from rig.model import CRASH_KERNEL, LoadKind, Range, Scenario
 from rig.triggers import MODULE, Setting, Trigger
 from rig.vm.deadline import Deadline
 from rig.vm.shell import Shell
+
+if TYPE_CHECKING:
+    from rig.kernel import linked
+else:
+    linked = late("rig.kernel.linked")
 
 CONTROL = "/rig/control.ko"
 TRIGGER = "/rig/trigger.ko"

@@ -18,18 +18,25 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from rig.errors import PackageError, UnsuitableKernel
-from rig.guest import debs, makedumpfile
+from rig.guest import makedumpfile
 from rig.guest.apt import Candidate, Progress, host_arch, source_lines
 from rig.guest.cache import Cache, default_root
 from rig.guest.provenance import package_named, tree_of
 from rig.guest.repository import Found, Repository, digest
-from rig.guest.userland import closure, inside
 from rig.kernel.image import WISHED, inspect, missing_options, wished_options
+from rig.late import late
 from rig.model import Arch, Dump, Guest, Kernel, KernelFiles, PackageId, Userland
+
+if TYPE_CHECKING:
+    from rig.guest import debs
+    from rig.guest.userland import closure, inside
+else:  # what only a cache without the package needs
+    debs, closure, inside = (late(f"rig.guest.{what}") for what in ("debs", "userland:closure", "userland:inside"))
 
 # Program in the guest -> package. Libraries are found from there.
 PROGRAMS: Mapping[str, str] = {

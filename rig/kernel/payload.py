@@ -6,8 +6,14 @@ import bz2
 import lzma
 import zlib
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-import zstandard
+from rig.late import late
+
+if TYPE_CHECKING:
+    import zstandard
+else:
+    zstandard = late("zstandard")
 
 
 class Undecodable(Exception):

@@ -6,14 +6,20 @@ import bisect
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-
-from elftools.common.exceptions import ELFError
-from elftools.elf.elffile import ELFFile
-from elftools.elf.sections import SymbolTableSection
+from typing import TYPE_CHECKING
 
 from rig.errors import UnsuitableKernel
+from rig.late import late
 from rig.model import MACHINE_KEXEC as MACHINE_KEXEC
 from rig.model import PAGE_SIZE, Range, Symbol
+
+if TYPE_CHECKING:
+    from elftools.common import exceptions
+    from elftools.elf import sections
+    from elftools.elf.elffile import ELFFile
+else:  # most runs take the symbols from the guest
+    exceptions, sections = late("elftools.common.exceptions"), late("elftools.elf.sections")
+    ELFFile = late("elftools.elf.elffile:ELFFile")
 
 # The instant `panic` (DESIGN), best first. Kernels before 4.7 (7bbee5ca3896) have no __crash_kexec.
 PANIC_SYMBOLS = ("__crash_kexec", "crash_kexec")
@@ -168,10 +174,10 @@ def _symbol_table(image: Path) -> list[tuple[str, int]]:
     try:
         with image.open("rb") as file:
             table = ELFFile(file).get_section_by_name(".symtab")
-            if not isinstance(table, SymbolTableSection):
+            if not isinstance(table, sections.SymbolTableSection):
                 raise UnsuitableKernel(f"{image} has no symbol table", hint="give the unstripped vmlinux")
             return [(s.name, int(s["st_value"])) for s in table.iter_symbols() if s.name and s["st_value"]]
-    except (OSError, ELFError) as problem:
+    except (OSError, exceptions.ELFError) as problem:
         raise UnsuitableKernel(f"{image} is not a vmlinux: {problem}") from problem
 
 

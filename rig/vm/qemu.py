@@ -21,17 +21,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from rig.errors import Cancelled, CouldNotJudge, GuestHung, MachineError, ProtocolError, RigError
+from rig.late import late
 from rig.model import CpuState
 from rig.vm import registers
 from rig.vm.console import Console, tail
 from rig.vm.deadline import POLL, Deadline, Ending, Watch
 from rig.vm.gdbstub import GdbStub
 from rig.vm.logs import ThreadLogs
-from rig.vm.qmp import Qmp
 from rig.vm.shell import Shell
+
+if TYPE_CHECKING:
+    from rig.vm.qmp import Qmp
+else:  # while QEMU starts
+    Qmp = late("rig.vm.qmp:Qmp")
 
 MONITOR = ("socket,id=monitor,", "chardev=monitor,")  # how the options of a second monitor begin
 QEMU = "qemu-system-x86_64"  # runs the 32-bit guests, too

@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from rig.guest.initramfs import CharDevice, Entry, Symlink, base, cpio, first, hop, run_segment
+from rig.guest.initramfs import CharDevice, Entry, Pieces, Symlink, base, cpio, first, hop, run_segment
 from rig.model import Arch, Userland
 
 Member = tuple[int, bytes, tuple[int, int]]  # mode, data, device
 
 
-def read(image: bytes) -> list[dict[str, Member]]:
+def read(pieces: Pieces) -> list[dict[str, Member]]:
     """The archives of an image one after the other, as the kernel reads them: zeros between them skipped."""
+    image = b"".join(pieces)
     archives: list[dict[str, Member]] = [{}]
     at = 0
     while at < len(image):
@@ -67,7 +68,7 @@ def test_directories_come_before_what_is_in_them() -> None:
 def test_the_same_entries_give_the_same_bytes_in_any_order() -> None:
     entries = [Entry("/b", 0o644, b"x"), Entry("/a", 0o644, b"y")]
     assert cpio(entries) == cpio(reversed(entries))
-    assert len(cpio(entries)) % 512 == 0
+    assert len(b"".join(cpio(entries))) % 512 == 0
 
 
 @pytest.mark.parametrize("path", ["relative", "/a/../b", "/a/", "/", "//a", ""])
@@ -116,7 +117,7 @@ def test_a_hop_carries_the_first_kernel_once_more_and_an_image_without_hops(tmp_
     (tmp_path / "bzImage").write_bytes(b"kernel")
     one = cpio([Entry("/one", 0o644, b"")])
     [archive] = read(hop(tmp_path / "bzImage", one))
-    assert (archive["rig/hop-kernel"][1], archive["rig/hop-initrd"][1]) == (b"kernel", one)
+    assert (archive["rig/hop-kernel"][1], archive["rig/hop-initrd"][1]) == (b"kernel", b"".join(one))
 
 
 @pytest.mark.parametrize("with_control", [False, True])
@@ -128,5 +129,5 @@ def test_the_first_kernels_image_carries_the_crash_kernels(tmp_path: Path, with_
     base_archive, added = read(first(one, tmp_path / "bzImage", crash, keys, control))
     assert "one" in base_archive
     assert added["rig/crash-kernel"][1] == b"kernel"
-    assert [list(archive) for archive in read(added["rig/crash-initrd"][1])] == [["crash"], ["keys"]]
+    assert [list(archive) for archive in read((added["rig/crash-initrd"][1],))] == [["crash"], ["keys"]]
     assert ("rig/control.ko" in added) is with_control

@@ -29,6 +29,13 @@ def render(template: str, styles: Sequence[str] = (), scripts: Sequence[str] = (
     )
 
 
+def compile_templates() -> None:
+    """All of them, once for this process: the first page of each kind then comes as quickly as the next."""
+    for file in resources.files(__package__).iterdir():
+        if file.name.endswith(".j2"):
+            _environment().get_template(file.name)
+
+
 def _policy(css: str, script: str) -> str:
     rules = ["default-src 'none'", "base-uri 'none'", "form-action 'none'", "img-src data:"]
     rules += [f"style-src-elem {_hash(css)}", "style-src-attr 'unsafe-inline'"]
