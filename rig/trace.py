@@ -24,6 +24,7 @@ from rig.model import CpuState
 from rig.vm import registers
 
 _BLOCK = re.compile(r"^Trace (\d+): \S+ \[[0-9a-f]+/([0-9a-f]+)/.*$", re.MULTILINE)
+_EXECUTED = re.compile(r"\nTrace \d+: \S+ \[[0-9a-f]+/([0-9a-f]+)/")  # begins with what re looks for quickly
 _CODE = re.compile(r"^0x([0-9a-f]+):\s+(?:OBJD-T: )?((?:[0-9a-f]{2} ?)+)(?: |$)", re.MULTILINE)
 _CODE_BLOCK = re.compile(r"\A[^\n]*\n(?:0x[0-9a-f]+:.*\n)+")
 # Interrupts and exceptions as they are delivered, the registers after it (do_interrupt_all(), QEMU's
@@ -162,7 +163,7 @@ def code_of(text: str) -> str:
 
 def addresses(text: str) -> list[int]:
     """The addresses of all instructions in a recording, whoever executed them, in order and once each."""
-    return list(dict.fromkeys(int(address, 16) for _, address in _BLOCK.findall(text)))
+    return list(dict.fromkeys(int(address, 16) for address in _EXECUTED.findall(f"\n{text}")))
 
 
 def _learn_code(body: str, code: dict[int, bytes]) -> None:

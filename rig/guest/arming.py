@@ -5,6 +5,7 @@ Everything is asked over the guest's shell. What a kernel lacks is told by its C
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gzip
 import re
@@ -229,15 +230,19 @@ def all_symbols(
     store: the cache, and the image's SHA256. running: what the kernel said in this boot.
     """
     cache, sha256 = store
-    kept = cache.root / f"kallsyms/{sha256}.gz"
-    if kept.exists():
-        packed = kept.read_bytes()
-    else:
-        listener("note: reading the kernel's symbols, once for each kernel")
-        packed = _read_kallsyms(shell, deadline)
-        # the cache isn't locked meanwhile: others would wait for this guest, and this guest for their downloads
-        cache.keep(f"kallsyms/{sha256}.gz", packed)
-    return symbols.moved(symbols.parse_all(gzip.decompress(packed).decode(), modules=False), running)
+    place = f"kallsyms/{sha256}.zst"
+    with contextlib.suppress(FileNotFoundError):
+        kept = (cache.root / place).read_bytes()
+        try:
+            return symbols.unpack(kept, running)
+        except ValueError as problem:
+            listener(f"note: {cache.root / place} is damaged ({problem})")
+    listener("note: reading the kernel's symbols, once for each kernel")
+    text = gzip.decompress(_read_kallsyms(shell, deadline)).decode()
+    packed = symbols.pack(symbols.parse_all(text, modules=False))
+    # the cache isn't locked meanwhile: others would wait for this guest, and this guest for their downloads
+    cache.keep(place, packed)
+    return symbols.unpack(packed, running)
 
 
 def _read_kallsyms(shell: Shell, deadline: Deadline) -> bytes:

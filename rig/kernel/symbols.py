@@ -14,10 +14,14 @@ from rig.model import MACHINE_KEXEC as MACHINE_KEXEC
 from rig.model import PAGE_SIZE, Range, Symbol
 
 if TYPE_CHECKING:
+    import numpy as np
+    import zstandard
     from elftools.common import exceptions
     from elftools.elf import sections
     from elftools.elf.elffile import ELFFile
-else:  # most runs take the symbols from the guest
+else:
+    np, zstandard = late("numpy"), late("zstandard")
+    # most runs take the symbols from the guest
     exceptions, sections = late("elftools.common.exceptions"), late("elftools.elf.sections")
     ELFFile = late("elftools.elf.elffile:ELFFile")
 
@@ -43,6 +47,7 @@ COMMAND = f"for s in {MACHINE_KEXEC} {' '.join(PANIC_SYMBOLS)}; do grep -m 1 -wF
 # All of them, those of modules at the end of their line in brackets. Packed, since each byte passes a UART.
 COMMAND_ALL = "gzip -1 </proc/kallsyms"
 COMMAND_MODULES = "grep -F '[' /proc/kallsyms || true"
+MOST = 1 << 28  # bytes of all symbols, unpacked: twenty times what a distribution's kernel has
 LOWEST = 0x40000000  # of a kernel's addresses: with a 1G/3G split on i386. Below lie per-CPU offsets.
 
 _LINE = re.compile(r"^([0-9a-f]{8,16}) [A-Za-z] (\S+)$")
@@ -95,16 +100,33 @@ def given_back(symbols: Mapping[int, str]) -> tuple[tuple[int, int], ...]:
     return tuple((at[start], at.get(end, at[start])) for start, end in GIVEN_BACK if start in at)
 
 
-def moved(symbols: Mapping[int, str], running: Mapping[str, int]) -> dict[int, str]:
-    """Symbols of another boot of the same kernel, moved to where the running one has its own (KASLR).
+def pack(symbols: Mapping[int, str]) -> bytes:
+    """All symbols, to be unpacked quickly: zstd with a checksum of how many there are, the addresses (each a u64,
+    little-endian) and the names, a line each, in the same order."""
+    addresses = np.fromiter(symbols, dtype="<u8", count=len(symbols))
+    head = np.array([len(symbols)], dtype="<u8")
+    names = "\n".join(symbols.values()).encode()
+    return zstandard.ZstdCompressor(3, write_checksum=True).compress(head.tobytes() + addresses.tobytes() + names)
 
-    running: what kallsyms gave. LookupError when machine_kexec is not among both.
+
+def unpack(packed: bytes, running: Mapping[str, int]) -> dict[int, str]:
+    """What `pack` packed in another boot of the same kernel, moved to where the running one has its own (KASLR).
+
+    running: what kallsyms gave. ValueError when it is torn, LookupError when machine_kexec is not among both.
     """
-    before = next((address for address, name in symbols.items() if name == MACHINE_KEXEC), None)
-    if before is None:
+    try:
+        data = zstandard.decompress(packed, max_output_size=MOST)
+        [count] = np.frombuffer(data, "<u8", 1).tolist()
+        addresses = np.frombuffer(data, "<u8", count, offset=8)
+        names = data[8 + addresses.nbytes :].decode().split("\n")
+    except (zstandard.ZstdError, OverflowError) as problem:
+        raise ValueError(str(problem)) from problem
+    if len(names) != count:
+        raise ValueError(f"{count} addresses, {len(names)} names")
+    if MACHINE_KEXEC not in names:
         raise LookupError(MACHINE_KEXEC)
-    move = running[MACHINE_KEXEC] - before
-    return {address + move: name for address, name in symbols.items()}
+    move = running[MACHINE_KEXEC] - int(addresses[names.index(MACHINE_KEXEC)])
+    return dict(zip((addresses + np.uint64(move % (1 << 64))).tolist(), names, strict=True))
 
 
 def of_interest(
@@ -115,16 +137,19 @@ def of_interest(
 
     iomem: the first kernel's. changed: pfns.
     """
-    addresses = {*executed, *(a for a, name in symbols.items() if name in (*CODE_START, CODE_END))}
+    control_code = frozenset((*CODE_START, CODE_END))
+    addresses = {*executed, *(a for a, name in symbols.items() if name in control_code)}
     text = text_start(symbols)
     code = next((r for r in iomem if r.name == "Kernel code"), None)
     if text is None or code is None:
         return addresses
     image = [r for r in iomem if r.name in ("Kernel data", "Kernel bss")]
+    starts = sorted(symbols)
     for pfn in changed:
         if any(pfn * PAGE_SIZE in r for r in image):
             start = pfn * PAGE_SIZE - code.start + text
-            addresses.update(a for a in symbols if start <= a < start + PAGE_SIZE)
+            first, behind = (bisect.bisect_left(starts, at) for at in (start, start + PAGE_SIZE))
+            addresses.update(starts[first:behind])
             addresses.add(start)
     return addresses
 

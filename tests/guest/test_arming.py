@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import re
 import subprocess
 from pathlib import Path
@@ -17,6 +18,7 @@ from rig.guest.arming import (
     Self,
     _crash_region,
     _explain,
+    all_symbols,
     arm,
     parse_crash_notes,
     parse_iomem,
@@ -25,6 +27,7 @@ from rig.guest.arming import (
     parse_vmcoreinfo,
     prepare_trigger,
 )
+from rig.guest.cache import Cache
 from rig.loads import CODE, LOADS
 from rig.model import CRASH_KERNEL, Range
 from rig.triggers import TRIGGERS, Trigger
@@ -207,3 +210,35 @@ def test_the_per_cpu_chunk_in_the_kernels_words() -> None:
     line = "[    0.068413] percpu: Embedded 62 pages/cpu s217088 r8192 d28672 u1048576\n"
     assert parse_per_cpu("setup_percpu: NR_CPUS:8192\n" + line) == PerCpu(217088, 62 * 4096, 1048576)
     assert parse_per_cpu("nothing of it") is None
+
+
+class Kallsyms:
+    """A guest that is asked for all of its symbols, and counts how often."""
+
+    def __init__(self, base: int) -> None:
+        self.base = base
+        self.asked = 0
+
+    def run(self, command: str, _deadline: Deadline) -> str:
+        return "1" if command.startswith("wc") else ""
+
+    def read_file(self, path: str, at: int, size: int, deadline: Deadline) -> bytes:
+        self.asked += 1
+        return gzip.compress(f"{self.base:x} T _text\n{self.base + 0x100:x} T machine_kexec\n".encode())
+
+
+def test_all_symbols_are_read_once_and_again_when_the_cache_is_damaged(tmp_path: Path) -> None:
+    notes: list[str] = []
+    cache, guest, deadline = Cache(tmp_path, lambda _: None), Kallsyms(0xC1000000), Deadline.after(1, "nothing")
+
+    def ask(base: int) -> dict[int, str]:
+        running = {"machine_kexec": base + 0x100}
+        return all_symbols(cast(Shell, guest), (cache, "abc"), running, deadline, notes.append)
+
+    assert ask(0xC1000000) == {0xC1000000: "_text", 0xC1000100: "machine_kexec"}
+    assert ask(0xC5000000) == {0xC5000000: "_text", 0xC5000100: "machine_kexec"}
+    assert guest.asked == len(notes) == 1
+    (tmp_path / "kallsyms/abc.zst").write_bytes(b"torn")
+    assert ask(0xC5000000) == {0xC5000000: "_text", 0xC5000100: "machine_kexec"}
+    assert guest.asked == 2
+    assert "kallsyms/abc.zst is damaged" in notes[1]

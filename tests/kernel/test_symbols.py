@@ -7,10 +7,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import zstandard
 
 from rig.errors import EvidenceError, UnsuitableKernel
 from rig.kernel import kimage, symbols
-from rig.kernel.symbols import COMMAND, from_vmlinux, moved, parse_all, parse_kallsyms, placed
+from rig.kernel.symbols import COMMAND, from_vmlinux, pack, parse_all, parse_kallsyms, placed, unpack
 from rig.model import Arch, Range, Symbol
 
 REGION = Range(0x15000000, 0x1EFFFFFF, "Crash kernel")
@@ -154,10 +155,21 @@ def test_all_symbols_by_address_the_modules_apart() -> None:
 
 def test_symbols_of_another_boot_are_moved_with_the_kernel() -> None:
     kernel = parse_all(KALLSYMS, modules=False)
-    here = moved(kernel, {"machine_kexec": 0xFFFFFFFF91070000, "__crash_kexec": 1})
-    assert here == {address + 0x10000000: name for address, name in kernel.items()}
+    for move in (0x10000000, -0x10000000):
+        here = unpack(pack(kernel), {"machine_kexec": 0xFFFFFFFF81070000 + move, "__crash_kexec": 1})
+        assert here == {address + move: name for address, name in kernel.items()}
+        assert list(here.values()) == list(kernel.values())  # what comes first, as _text, still does
     with pytest.raises(LookupError, match="machine_kexec"):
-        moved({0xC1000000: "_text"}, {"machine_kexec": 0xC1070000})
+        unpack(pack({0xC1000000: "_text"}), {"machine_kexec": 0xC1070000})
+
+
+def test_packed_symbols_that_are_damaged_are_refused() -> None:
+    packed = pack(parse_all(KALLSYMS, modules=False))
+    flipped = packed[:-1] + bytes([packed[-1] ^ 1])
+    fewer = zstandard.compress((2).to_bytes(8, "little") + bytes(16) + b"machine_kexec")
+    for torn in (b"", packed[:-8], flipped, fewer, zstandard.compress(b""), zstandard.compress(b"\xff" * 8)):
+        with pytest.raises(ValueError, match=r"."):
+            unpack(torn, {"machine_kexec": 0xFFFFFFFF81070000})
 
 
 def test_a_symbol_reaches_to_the_next_one() -> None:
