@@ -10,24 +10,33 @@ import importlib
 import threading
 from collections.abc import Iterator, Sequence
 
+from rig import loads
 from rig.checks import REGISTRY
-from rig.model import RunPlan
+from rig.model import LoadKind, RunPlan
 
 # In the order in which a run comes to need them. What these import themselves is not listed.
-_DRIVING = ("rig.recorder", "rig.memory.image", "rig.hold", "rig.vm.tracing", "rig.kernel.exception", "rig.injection")
-_READING = ("rig.saboteur", "rig.survey", "rig.dump")
-_JUDGING = ("rig.judge", "rig.report.html", "rig.report.listing", "rig.report.site", "rig.report.text", "rich.console")
+_DRIVING = ("rig.recorder", "rig.memory.image", "rig.hold", "rig.vm.tracing", "rig.kernel.exception", "rig.survey")
+_WAYS = {LoadKind.PLAIN: ("rig.plain",), LoadKind.JUMP: ("rig.jump",)}
+_JUDGING = ("rig.judge", "rig.memory.packed", "rig.memory.vmcore")
+_REPORTING = (
+    *("rig.report.html", "rig.report.html.render:compile_templates", "rig.report.listing"),
+    *("rig.report.site", "rig.report.text", "rich.console"),
+)
+_DUMPING = ("rig.dump",)  # of a crash only, and the slowest: last
 
 
 def modules(plan: RunPlan) -> Sequence[str]:
-    """What a run of this plan needs after its guest has booted."""
+    """What a run of this plan needs after its guest has booted: names for `warmed_up`."""
+    kind = loads.kind(plan.scenario.load)
     families = dict.fromkeys(f"rig.checks.{REGISTRY[name].family}" for name in plan.scenario.checks)
-    return (*_DRIVING, *_READING, *families, *_JUDGING)
+    sabotage = ("rig.saboteur",) if plan.scenario.sabotage else ()
+    dump = _DUMPING if kind is LoadKind.CRASH else ()
+    return (*_DRIVING, *_WAYS.get(kind, ()), *sabotage, *families, *_JUDGING, *_REPORTING, *dump)
 
 
 @contextlib.contextmanager
 def warmed_up(names: Sequence[str]) -> Iterator[None]:
-    """Import modules, and compile the templates of the pages, in a thread of their own.
+    """Import modules, and call those functions that are named as MODULE:FUNCTION, in a thread of their own.
 
     At the end of the block it is left at the next module: a cancelled run does not wait for all of them.
     """
@@ -46,10 +55,9 @@ def _import_all(names: Sequence[str], over: threading.Event) -> None:
         if over.is_set():
             return
         try:
-            importlib.import_module(name)
-        except Exception:  # whoever needs it imports it again, and is told
+            module, _, function = name.partition(":")
+            found = importlib.import_module(module)
+            if function:
+                getattr(found, function)()
+        except Exception:  # whoever needs it comes upon it again, and is told
             return
-    if not over.is_set():
-        from rig.report.html.render import compile_templates
-
-        compile_templates()

@@ -5,14 +5,6 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    PublicFormat,
-)
-
 _KEY_TYPE = b"ssh-ed25519"
 
 
@@ -31,6 +23,10 @@ class RunKeys:
 
     @classmethod
     def make(cls) -> RunKeys:
+        # only here: keys that are there already need no library
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+        from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+
         client, host = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
         pem = client.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()).decode()
         line = client.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
