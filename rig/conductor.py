@@ -374,11 +374,6 @@ class _Run(Run):
         """The gdbstub is detached: the guest runs. While it boots, look at what was captured at `panic`."""
         started = time.monotonic()
         with self.in_phase("crash-boot", "the crash kernel's shell") as deadline:
-            # now: they take a while, and there is time
-            import capstone  # noqa: F401
-
-            import rig.dump  # noqa: F401
-
             self.survey(recorder)
             hello = self.meet(vm, "crash", started, deadline)
             self.no_network = "" if hello.net == "yes" else hello.net
@@ -389,7 +384,7 @@ class _Run(Run):
         """The dump as far as the scenario asks for it. drive: the guest's disk, when it is to be written there."""
         if not self.facts.vmcore_present:
             return  # crash-kernel-boots says so
-        from rig import dump  # its imports were loaded while the crash kernel booted
+        from rig import dump
 
         assert self.facts.mode is not None
         assert self.facts.cr3 is not None

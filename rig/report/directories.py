@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Container, Iterable
 from pathlib import Path
 
 from rig.errors import EvidenceError, RequestError
@@ -21,8 +22,10 @@ def is_run(directory: Path) -> bool:
     return (directory / "result.json").is_file() or (directory / "run.json").is_file()
 
 
-def runs_in(given: Path) -> list[Path]:
+def runs_in(given: Path, but: Container[str] = ()) -> list[Path]:
     """The directory itself when it is a run's, else the runs' directories in it, by name; of a site those in runs/.
+
+    but: names of directories in it that are not looked into.
 
     :raise RequestError: neither
     """
@@ -30,7 +33,8 @@ def runs_in(given: Path) -> list[Path]:
         return [given]
     inside = given / RUNS if (given / MARK).is_file() else given
     try:
-        found = [path for path in sorted(inside.iterdir()) if not path.name.startswith(".") and is_run(path)]
+        names = sorted(name for name in os.listdir(inside) if not name.startswith(".") and name not in but)
+        found = [path for path in (inside / name for name in names) if is_run(path)]
     except OSError as problem:
         raise RequestError(
             f"{given} can't be read: {problem.strerror}", hint="give a directory below results/"

@@ -45,8 +45,7 @@ def update(results: Path, finished: Iterable[tuple[RunResult, Path]], tell: Tell
     with History(results / FILE) as history:
         for result, directory in finished:
             history.add(result, directory)
-        known = history.directories()
-        _add_all(history, [path for path in runs_in(results) if path.name not in known], _both(notes.append, tell))
+        _add_all(history, runs_in(results, history.directories()), _both(notes.append, tell))
         write_pages(results, history, notes)
 
 

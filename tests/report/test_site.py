@@ -39,6 +39,16 @@ def test_after_a_run_the_index_has_it_and_what_lay_there_before(tmp_path: Path) 
     assert [path.name for path in tmp_path.glob(".*")] == []
 
 
+def test_what_the_history_has_is_not_read_again(tmp_path: Path) -> None:
+    """Otherwise each run would take longer than the one before it."""
+    old, result = leave(tmp_path, "old", night(OTHER, "01")), night(CELL, "02")
+    site.renew(tmp_path, silent)
+    (old / "result.json").write_text("torn meanwhile")
+    site.update(tmp_path, [(result, leave(tmp_path, "new", result))], silent)
+    assert {"old/report.html", "new/report.html"} <= set(links(tmp_path / site.INDEX))
+    assert runs_in(tmp_path, {"old"}) == [tmp_path / "new"]
+
+
 def test_a_deleted_run_stays_in_the_index_without_a_link(tmp_path: Path) -> None:
     result = night(CELL, "02")
     site.update(tmp_path, [(result, tmp_path / "gone")], silent)
