@@ -166,7 +166,7 @@ def prepare(
             keys, about = known.keys, known.initramfs
         else:
             keys = RunKeys.make()
-            blob = initramfs_of(plan, made_of, keys)
+            blob = initramfs_of(plan, made_of, initramfs.run_segment(keys.authorized_keys, keys.dropbear_host_key))
             about = {"bytes": len(blob), "sha256": hashlib.sha256(blob).hexdigest()}
             spec = replace(spec, initrd=_open_file(stack.enter_context(_in_memory(blob))))
         yield Artefacts(
@@ -328,9 +328,9 @@ def keyless(plan: RunPlan, made_of: Ingredients) -> str:
     return digest.hexdigest()
 
 
-def initramfs_of(plan: RunPlan, made_of: Ingredients, keys: RunKeys) -> bytes:
-    """The first kernel's initramfs, for this run."""
-    return b"".join(_initramfs(plan, made_of, initramfs.run_segment(keys.authorized_keys, keys.dropbear_host_key)))
+def initramfs_of(plan: RunPlan, made_of: Ingredients, keys: Pieces) -> bytes:
+    """The first kernel's initramfs. keys: the segment with this run's."""
+    return b"".join(_initramfs(plan, made_of, keys))
 
 
 def _initramfs(plan: RunPlan, made_of: Ingredients, keys: Pieces) -> Pieces:
