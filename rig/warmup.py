@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 
 from rig import loads
 from rig.checks import REGISTRY
-from rig.model import LoadKind, RunPlan
+from rig.model import LoadKind, RunPlan, Until
 
 # In the order in which a run comes to need them. What these import themselves is not listed.
 _DRIVING = ("rig.recorder", "rig.memory.image", "rig.hold", "rig.vm.tracing", "rig.kernel.exception", "rig.survey")
@@ -30,7 +30,7 @@ def modules(plan: RunPlan) -> Sequence[str]:
     kind = loads.kind(plan.scenario.load)
     families = dict.fromkeys(f"rig.checks.{REGISTRY[name].family}" for name in plan.scenario.checks)
     sabotage = ("rig.saboteur",) if plan.scenario.sabotage else ()
-    dump = _DUMPING if kind is LoadKind.CRASH else ()
+    dump = _DUMPING if kind is LoadKind.CRASH and plan.scenario.until is Until.END else ()
     return (*_DRIVING, *_WAYS.get(kind, ()), *sabotage, *families, *_JUDGING, *_REPORTING, *dump)
 
 

@@ -14,7 +14,7 @@ import rig
 RIG = Path(rig.__file__).parent
 # Each takes tens of milliseconds, some hundreds.
 HEAVY = {
-    *("numpy", "capstone", "elftools", "zstandard", "xxhash"),
+    *("numpy", "capstone", "elftools", "zstandard"),
     *("paramiko", "cryptography", "jinja2", "rich", "asyncio", "qemu.qmp", "sqlite3"),
     *("rig.evidence", "rig.conductor", "rig.report.html"),
 }

@@ -28,19 +28,16 @@ ZERO_PAGE = bytes(PAGE_SIZE)
 _ZERO_HASH = xxhash.xxh3_64_intdigest(ZERO_PAGE)
 
 
-def copy(src_fd: int, dst_fd: int, size: int, digest: xxhash.xxh3_128 | None = None) -> None:
+def copy(src_fd: int, dst_fd: int, size: int) -> None:
     """Copy the first `size` bytes of a file. What dst held is dropped; zero chunks become holes.
 
-    digest: is fed what is not zero, with its place. Raises EvidenceError when src is shorter.
+    Raises EvidenceError when src is shorter.
     """
     os.ftruncate(dst_fd, 0)
     os.ftruncate(dst_fd, size)
     for start, (chunk,) in _chunks((src_fd,), size):
         if chunk.any():
             _write_all(dst_fd, chunk, start)
-            if digest is not None:
-                digest.update(start.to_bytes(8, "little"))
-                digest.update(chunk.data)
 
 
 def changed_pages(fd_a: int, fd_b: int, size: int) -> NDArray[np.uint64]:

@@ -11,6 +11,7 @@ killed rig leaves is known by having no lock and no seal.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import functools
 import hashlib
@@ -25,13 +26,13 @@ import msgspec
 import xxhash
 
 from rig.errors import EvidenceError
-from rig.memory import image
 from rig.vm.qemu import Standing, Vm
 
 LIMIT = 4 << 30  # bytes of disk that all templates together may take
 # A template is one boot: its kernel lies where KASLR put it then. Each day gets others.
 MAX_AGE = 24 * 3600.0  # seconds
 RAM, STATE, TOLD = "ram", "state", "told.json"
+_CHUNK = 1 << 20  # bytes
 _STATE_LIMIT = 256 << 20  # bytes: devices' state is a MiB or two, with the VGA's 16 MiB of memory
 
 
@@ -111,9 +112,8 @@ class Templates:
             return None
         ram, state = (_memory(stack, f"rig-{name}") for name in (RAM, STATE))
         with (directory / RAM).open("rb") as source:
-            digest = xxhash.xxh3_128()
-            image.copy(source.fileno(), ram, seal.size, digest)
-        if digest.hexdigest() != seal.ram:
+            digest = _copy(source.fileno(), ram, seal.size)
+        if digest != seal.ram:
             raise EvidenceError("its RAM is not what was written")
         content = _read(directory / STATE, _STATE_LIMIT)
         if xxhash.xxh3_128_hexdigest(content) != seal.state:
@@ -167,14 +167,13 @@ class Making:
         """Write down the held guest, as it stands. OSError: there is no room, for example."""
         (self._directory / TOLD).unlink(missing_ok=True)
         with (self._directory / RAM).open("wb") as file:
-            ram = xxhash.xxh3_128()
-            image.copy(vm.ram_fd, file.fileno(), vm.spec.ram_size, ram)
+            ram = _copy(vm.ram_fd, file.fileno(), vm.spec.ram_size)
         with (self._directory / STATE).open("w+b") as file:
             vm.write_state(file.fileno())
             file.seek(0)
             state = xxhash.xxh3_128_hexdigest(file.read())
         logs = {path.name: path.read_bytes() for path in vm.line_logs}
-        seal = Seal(vm.spec.ram_size, ram.hexdigest(), state, vm.shell.line.name, logs, told)
+        seal = Seal(vm.spec.ram_size, ram, state, vm.shell.line.name, logs, told)
         part = self._directory / f".{TOLD}"
         part.write_bytes(msgspec.json.encode(seal))
         part.replace(self._directory / TOLD)
@@ -200,6 +199,37 @@ def _locked(directory: Path, how: int) -> Iterator[int | None]:
         yield descriptor if ours else None
     finally:
         os.close(descriptor)
+
+
+def _copy(source: int, target: int, size: int) -> str:
+    """Copy `size` bytes between files, chunk by chunk; what is all zero stays a hole. Returns a digest of the rest.
+
+    Not rig.memory.image: numpy would have to be imported before the guest can start.
+    """
+    os.ftruncate(target, size)
+    digest, chunk, zero = xxhash.xxh3_128(), bytearray(_CHUNK), bytes(_CHUNK)
+    start = 0
+    while (start := _next_data(source, start, size) // _CHUNK * _CHUNK) < size:
+        length = os.preadv(source, [memoryview(chunk)[: size - start]], start)
+        if length < min(_CHUNK, size - start):
+            raise EvidenceError(f"its RAM ends at {start + length:#x}")
+        if chunk != zero:
+            digest.update(start.to_bytes(8, "little"))
+            digest.update(memoryview(chunk)[:length])
+            os.pwrite(target, memoryview(chunk)[:length], start)
+        start += _CHUNK
+    return digest.hexdigest()
+
+
+def _next_data(file: int, start: int, size: int) -> int:
+    """Where there is something other than a hole from `start` on; `size`, rounded up to chunks, when nowhere."""
+    nowhere = -(-size // _CHUNK) * _CHUNK
+    try:
+        return os.lseek(file, start, os.SEEK_DATA) if start < size else nowhere
+    except OSError as problem:
+        if problem.errno != errno.ENXIO:
+            raise
+        return nowhere
 
 
 def _memory(stack: contextlib.ExitStack, name: str) -> int:
