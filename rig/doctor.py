@@ -11,15 +11,17 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rig.errors import RigError
 from rig.model import Guest
 from rig.pool import available_memory, cores, guest_need
-from rig.vm.qemu import MINIMUM_VERSION, QEMU
+from rig.vm.qemu import MINIMUM_VERSION, QEMU, confinement
 
 PYTHON = (3, 11)
 CACHE_SPACE = 512  # MiB: packages as downloaded and unpacked, three guests, and the headers that controls need
 RESULTS_SPACE = 100  # MiB: three runs' evidence and their working files
+CONFINEMENT = "QEMU confined by"
 PROBE_TIMEOUT = 20.0  # seconds for `TOOL --version`
 
 
@@ -63,6 +65,7 @@ def examine(guests: Iterable[Guest], cache: Path, results: Path, accel: Callable
         python_row(sys.version_info[:3]),
         qemu_row(version),
         accel_row(accel) if version else Row("accelerator", State.MISSING, "no QEMU", "install QEMU first"),
+        *([confinement_row(confinement)] if version else []),
         *(tool_row(name, shutil.which(name)) for name in TOOLS),
         Row("cpus", State.OK, f"{cores()} usable"),
         memory_row(available_memory(), [guest.memory for guest in guests]),
@@ -115,6 +118,20 @@ def accel_row(accel: Callable[[], str]) -> Row:
     except RigError as error:
         return Row("accelerator", State.MISSING, error.message, error.hint or "try --accel tcg")
     return Row("accelerator", State.OK, found)
+
+
+def confinement_row(confinement: Callable[[], Mapping[str, Any]]) -> Row:
+    """What an untrusted guest that got the better of QEMU would still be kept from (SECURITY.md)."""
+    try:
+        told = confinement()
+    except RigError as error:
+        return Row(CONFINEMENT, State.MISSING, error.message, error.hint)
+    known = {"seccomp": told["seccomp"], "Landlock": told["landlock"]}
+    found = ", ".join(f"{'' if there else 'no '}{name}" for name, there in known.items())
+    if all(known.values()):
+        return Row(CONFINEMENT, State.OK, found)
+    remedy = "for guests that you don't trust use a QEMU built with seccomp, and a kernel with Landlock (5.13)"
+    return Row(CONFINEMENT, State.WARNING, found, remedy)
 
 
 def tool_row(name: str, path: str | None) -> Row:

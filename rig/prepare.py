@@ -43,7 +43,7 @@ from rig.model import (
 )
 from rig.triggers import MODULE, TRIGGERS
 from rig.vm import accel
-from rig.vm.qemu import MachineSpec, qemu_version
+from rig.vm.qemu import OPEN_FILES, MachineSpec, confinement, qemu_version, sandboxes
 from rig.vm.template import Template, Templates
 
 if TYPE_CHECKING:
@@ -176,6 +176,7 @@ def prepare(
             environment={
                 "rig": rig.__version__,
                 "qemu": qemu_version(),
+                "confinement": confinement(),
                 "accel": chosen.name,
                 "accel_reason": chosen.reason,
                 "deadline": options.deadline,
@@ -261,12 +262,13 @@ def machine(plan: RunPlan, made_of: Ingredients, accel: str, run_dir: Path, driv
         hypervisor_cmdline=hypervisor_cmdline(guest, plan.scenario) if below else "",
         firmware=made_of.firmware,
         disk=drive,
+        sandbox=sandboxes(),
     )
 
 
 def _open_file(file: IO[bytes]) -> Path:
-    """A path by which QEMU can open a file that has no other."""
-    return Path(f"/proc/{os.getpid()}/fd/{file.fileno()}")
+    """A path by which QEMU, which inherits it, can open a file that has no other."""
+    return OPEN_FILES / str(file.fileno())
 
 
 def accelerator(plan: RunPlan, options: Options, cache: Cache) -> accel.Accel:

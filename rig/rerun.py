@@ -29,7 +29,7 @@ from rig.loads import LOADS
 from rig.matrix import WIDTH
 from rig.model import DumpTo, Ingredients, Kernel, Options, PackageId, Repeat, RunPlan, RunResult
 from rig.triggers import TRIGGERS
-from rig.vm.qemu import MONITOR, Wiring, argv, parse_version, qemu_version
+from rig.vm.qemu import MONITOR, SANDBOX, Wiring, argv, parse_version, qemu_version
 
 # What of a command line can't be the same twice: descriptors, and where files lie (what they hold is compared).
 _PER_RUN = re.compile(r"(?:(?<=^)|(?<=[=, ]))/[^ ,]*|(?<=fd=)\d+")
@@ -259,9 +259,10 @@ def _put_together(facts: Facts, manifest: Manifest, made_of: Ingredients, option
 
 
 def _comparable(words: Sequence[str]) -> list[str]:
-    """A QEMU command line without what differs from run to run, and the monitor of a user who held the guest."""
-    held = [number for number, word in enumerate(words) if word.startswith(MONITOR)]
-    left_out = {*held, *(number - 1 for number in held)}  # with the options that they are values of
+    """A QEMU command line without what differs from run to run, and what the guest does not see: the sandbox, and the
+    monitor of a user who held it."""
+    apart = {number for number, word in enumerate(words) if word.startswith(MONITOR) or word == SANDBOX}
+    left_out = {*apart, *(number - 1 for number in apart)}  # with the options that they are values of
     return [
         "LOG" if before == _LOG else _PER_RUN.sub("FILE", word)
         for number, (before, word) in enumerate(zip(("", *words), words, strict=False))

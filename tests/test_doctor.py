@@ -54,6 +54,15 @@ def test_the_accelerator_is_asked_for() -> None:
     assert doctor.accel_row(none).remedy == "use --accel tcg"
 
 
+def test_how_a_qemu_is_confined() -> None:
+    assert doctor.confinement_row(lambda: {"seccomp": True, "landlock": 7}) == Row(
+        doctor.CONFINEMENT, State.OK, "seccomp, Landlock"
+    )
+    lacking = doctor.confinement_row(lambda: {"seccomp": False, "landlock": 0})
+    assert (lacking.state, lacking.found) == (State.WARNING, "no seccomp, no Landlock")
+    assert "5.13" in lacking.remedy
+
+
 def test_space(tmp_path: Path) -> None:
     assert doctor.space_row("space", tmp_path / "not/yet/there", 1).state is State.OK
     full = doctor.space_row("space", tmp_path, 1 << 40)

@@ -15,9 +15,10 @@ import re
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -26,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Self
 from rig.errors import Cancelled, CouldNotJudge, GuestHung, MachineError, ProtocolError, RigError
 from rig.late import late
 from rig.model import CpuState
-from rig.vm import registers
+from rig.vm import confine, registers
 from rig.vm.console import Console, tail
 from rig.vm.deadline import POLL, Deadline, Ending, Watch
 from rig.vm.gdbstub import GdbStub
@@ -47,10 +48,14 @@ _INSTALL_HINT = "install QEMU 7.2 or newer (Debian: qemu-system-x86); `rig docto
 # ended before that is seen by sh, whose parent is then somebody else. start_new_session keeps Ctrl-C, which
 # is sent to the whole foreground group, from ending QEMU before the rig has looked at it.
 _LAUNCHER = ("setpriv", "--pdeathsig", "KILL", "--", "sh", "-c", 'test "$PPID" = "$0" && exec "$@"')
+_CONFINED = (sys.executable, "-I", "-S", "-B", confine.__file__)
+# seccomp: QEMU starts no program and gets no privileges, nor does it make system calls that no QEMU needs.
+SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
 QEMU_LOG = "qemu.log"
 QEMU_LOGS = ".qemu-log"  # directory: the log as QEMU writes it
 LOG_ALWAYS = "cpu_reset"  # says "Triple fault", which QMP calls a reset like any other
+OPEN_FILES = Path("/proc/self/fd")
 DISK = "dump"  # the node that the disk is to QEMU
 _MIB = 1 << 20
 _MIGRATION_TIMEOUT = 30.0  # seconds, for a MiB or two of devices' state
@@ -63,7 +68,9 @@ class MachineSpec:
     run_dir: existing directory for console.log, control.log, qmp.jsonl, qemu.log and qemu.stderr. firmware: an image
     instead of QEMU's own BIOS. disk: a file that the guest has as a virtio disk. hypervisor: boots first, with
     hypervisor_cmdline, and gets kernel (with cmdline) and initrd as its modules. monitor: where a second QMP monitor is
-    to listen, a Unix socket that QEMU makes.
+    to listen, a Unix socket that QEMU makes. sandbox: whether this QEMU has one (sandboxes()).
+
+    initrd and disk may be open files of the rig's, /proc/self/fd/N: QEMU inherits them.
     """
 
     memory: int
@@ -81,11 +88,22 @@ class MachineSpec:
     hypervisor: Path | None = None
     hypervisor_cmdline: str = ""
     monitor: Path | None = None
+    sandbox: bool = True
 
     @property
     def ram_size(self) -> int:
         """Bytes."""
         return self.memory * _MIB
+
+    @property
+    def inherited(self) -> tuple[int, ...]:
+        """Descriptors of the files that QEMU has open from its start."""
+        return tuple(int(path.name) for path in (self.initrd, self.disk) if path and path.parent == OPEN_FILES)
+
+    @property
+    def writable(self) -> tuple[Path, ...]:
+        """The directories that QEMU may write to."""
+        return (self.run_dir, *((self.monitor.parent,) if self.monitor else ()))
 
 
 @dataclass(frozen=True)
@@ -126,7 +144,8 @@ def boot_options(spec: MachineSpec) -> list[tuple[str, str]]:
 def argv(spec: MachineSpec, wiring: Wiring, *, waiting: bool = False) -> list[str]:
     """The QEMU command line. Pure. Option and value on one line. waiting: for a guest's state, instead of booting."""
     ram = f"memory-backend-file,id=ram,size={spec.memory}M,mem-path=/proc/self/fd/{wiring.ram},share=on"
-    options = [
+    options: list[tuple[str, ...]] = [
+        *([("-sandbox", SANDBOX)] if spec.sandbox else []),
         ("-nodefaults",),
         ("-no-user-config",),
         ("-display", "none"),
@@ -223,23 +242,49 @@ def parse_version(text: str) -> tuple[int, ...]:
 
 
 @functools.cache
-def qemu_version() -> str:
-    """QEMU's version line. Asked once per process. Raises MachineError when QEMU is missing or too old."""
+def installed() -> tuple[str, bool]:
+    """QEMU's version line, and whether it has a sandbox. Asked once per process. Raises as qemu_version()."""
     for tool, hint in ((QEMU, _INSTALL_HINT), ("setpriv", "install util-linux")):
         if not shutil.which(tool):
             raise MachineError(f"{tool} is not installed", hint=hint)
-    done = subprocess.run([QEMU, "--version"], capture_output=True, text=True, timeout=30, check=False)
+    sandboxed = _ask("-sandbox", SANDBOX)  # one that is built without seccomp refuses the option
+    done = sandboxed if sandboxed.returncode == 0 else _ask()
     version = parse_version(done.stdout + done.stderr)
     if version < MINIMUM_VERSION:
         raise MachineError(f"QEMU {'.'.join(map(str, version))} is too old", hint=_INSTALL_HINT)
-    return done.stdout.splitlines()[0]
+    return done.stdout.splitlines()[0], done is sandboxed
 
 
-def launch(command: list[str], fds: tuple[int, ...], stderr: Path) -> subprocess.Popen[bytes]:
-    """Start a QEMU that is killed when the calling *thread* ends (prctl(2), PR_SET_PDEATHSIG)."""
+def _ask(*options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([QEMU, *options, "--version"], capture_output=True, text=True, timeout=30, check=False)
+
+
+def qemu_version() -> str:
+    """QEMU's version line. Raises MachineError when QEMU is missing or too old."""
+    return installed()[0]
+
+
+def sandboxes() -> bool:
+    """Whether this QEMU and this kernel have seccomp: both can be built without. Raises as qemu_version()."""
+    # "Seccomp:" is there with CONFIG_SECCOMP (proc_pid_status(5))
+    return installed()[1] and "\nSeccomp:" in Path("/proc/self/status").read_text()
+
+
+def confinement() -> dict[str, Any]:
+    """How a QEMU is confined on this machine. landlock: the version of the kernel's interface, 0 for none."""
+    return {"seccomp": sandboxes(), "landlock": confine.landlock()}
+
+
+def launch(
+    command: list[str], fds: tuple[int, ...], stderr: Path, writable: Sequence[Path] = ()
+) -> subprocess.Popen[bytes]:
+    """Start a QEMU that is killed when the calling *thread* ends (prctl(2), PR_SET_PDEATHSIG).
+
+    writable: the directories that it may write to (rig/vm/confine.py).
+    """
     with stderr.open("wb") as log:
         return subprocess.Popen(
-            [*_LAUNCHER, str(os.getpid()), *command],
+            [*_LAUNCHER, str(os.getpid()), *_CONFINED, *map(str, writable), "--", *command],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -351,8 +396,8 @@ class Vm:
 
     def pmemsave(self, address: int, size: int) -> bytes:
         """Physical memory as a CPU sees it, devices' windows included. For small areas: it takes a file."""
-        with tempfile.TemporaryDirectory(prefix="rig-") as folder:
-            path = Path(folder, "memory")
+        with tempfile.TemporaryDirectory(prefix=".pmemsave-", dir=self.spec.run_dir) as folder:
+            path = Path(folder, "memory").absolute()
             self.qmp.execute("pmemsave", {"val": address, "size": size, "filename": str(path)})
             return path.read_bytes()
 
@@ -377,7 +422,8 @@ class Vm:
         stack.callback(control_line.close)
         self.shell = Shell(self.console, control_line)
         self.gdb = GdbStub(gdb, self.watch)
-        self._process = launch(self.argv, wiring.fds, self._stderr)
+        fds = (*wiring.fds, *self.spec.inherited)
+        self._process = launch(self.argv, fds, self._stderr, self.spec.writable)
         stack.callback(self._reap, self._process)
         for sock in theirs:
             sock.close()

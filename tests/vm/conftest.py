@@ -37,7 +37,7 @@ def say(text: bytes, port: int = 0x3F8) -> bytes:
 def make_spec(tmp_path: Path) -> Callable[..., MachineSpec]:
     """A function that makes the MachineSpec for a machine that runs the given code."""
 
-    def make(code: bytes, cpu: str = "qemu64") -> MachineSpec:
+    def make(code: bytes, cpu: str = "qemu64", monitor: Path | None = None) -> MachineSpec:
         kernel, initrd, run_dir = tmp_path / "kernel", tmp_path / "initrd", tmp_path / "run"
         kernel.write_bytes(multiboot(code))
         initrd.write_bytes(b"module")
@@ -52,6 +52,7 @@ def make_spec(tmp_path: Path) -> Callable[..., MachineSpec]:
             initrd=initrd,
             cmdline="",
             run_dir=run_dir,
+            monitor=monitor,
         )
 
     return make

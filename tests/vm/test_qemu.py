@@ -12,11 +12,14 @@ from rig.vm.qemu import (
     MachineSpec,
     Wiring,
     argv,
+    confinement,
     describe_shutdown,
+    installed,
     parse_forwarded_port,
     parse_version,
     qemu_version,
     ram_ranges,
+    sandboxes,
 )
 
 SPEC = MachineSpec(
@@ -85,6 +88,21 @@ def test_a_disk_is_a_file_that_the_rig_reads_too() -> None:
     spec = dataclasses.replace(SPEC, disk=Path("/proc/7/fd/15"))
     assert value("-blockdev", spec).startswith("driver=file,node-name=dump,filename=/proc/7/fd/15,")
     assert "virtio-blk-pci,drive=dump,werror=report,rerror=report" in argv(spec, WIRING)
+
+
+def test_guest_gets_no_program_started_for_it() -> None:
+    state, *rules = value("-sandbox").split(",")
+    assert state == "on"
+    assert sorted(rules) == ["elevateprivileges=deny", "obsolete=deny", "resourcecontrol=deny", "spawn=deny"]
+    assert "-sandbox" not in argv(dataclasses.replace(SPEC, sandbox=False), WIRING)
+
+
+def test_open_files_are_inherited_and_nothing_else() -> None:
+    spec = dataclasses.replace(SPEC, initrd=Path("/proc/self/fd/7"), disk=Path("/proc/self/fd/9"))
+    assert spec.inherited == (7, 9)
+    assert SPEC.inherited == ()
+    assert SPEC.writable == (Path("/run dir"),)
+    assert dataclasses.replace(SPEC, monitor=Path("/private/qmp")).writable == (Path("/run dir"), Path("/private"))
 
 
 def test_guest_is_reachable_from_loopback_only() -> None:
@@ -156,11 +174,11 @@ def test_meaning_of_a_shutdown(reason: str, log: str, expected: str) -> None:
 
 @pytest.fixture
 def path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
-    """The only directory in PATH; qemu_version() asks anew."""
+    """The only directory in PATH; QEMU is asked anew."""
     monkeypatch.setenv("PATH", str(tmp_path))
-    qemu_version.cache_clear()
+    installed.cache_clear()
     yield tmp_path
-    qemu_version.cache_clear()
+    installed.cache_clear()
 
 
 def install(path: Path, name: str, output: str = "") -> None:
@@ -190,3 +208,17 @@ def test_old_qemu_is_refused(path: Path) -> None:
         qemu_version()
     install(path, QEMU, "QEMU emulator version 7.2.0")
     assert qemu_version() == "QEMU emulator version 7.2.0"
+    assert sandboxes()
+
+
+def test_qemu_without_a_sandbox_is_found_out(path: Path) -> None:
+    """As softmmu/vl.c has it where it is built without CONFIG_SECCOMP."""
+    install(path, "setpriv")
+    install(path, QEMU)
+    (path / QEMU).write_text(
+        "#!/bin/sh\n"
+        'if [ "$1" = -sandbox ]; then echo "-sandbox support is not enabled in this QEMU binary" >&2; exit 1; fi\n'
+        'echo "QEMU emulator version 8.2.0"\n'
+    )
+    assert qemu_version() == "QEMU emulator version 8.2.0"
+    assert confinement()["seccomp"] is False
