@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from rig import safety
 from rig.errors import CatalogueError, RequestError
 from rig.guest import makedumpfile
 from rig.model import Arch, Cells, Dump, DumpTo, Guest, Kernel, LoadKind, Scenario, Selection, Until, Verdict
@@ -291,6 +292,7 @@ def _required(kind: type[Entry]) -> str:
 
 def _complaints(entry: Entry) -> Iterable[tuple[str, str]]:
     """(key, what is wrong with its value), for one entry on its own."""
+    yield from safety.complaints(entry)
     if isinstance(entry, Guest):
         if entry.memory < 64:
             yield "memory", f"{entry.memory} MiB is less than any kernel boots in (64 MiB)"

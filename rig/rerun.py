@@ -17,7 +17,7 @@ from textwrap import wrap
 from typing import Any
 
 import rig
-from rig import ingredients, prepare
+from rig import catalog, ingredients, prepare, safety
 from rig.checks import REGISTRY
 from rig.errors import Cancelled, CouldNotJudge, MachineError, RequestError
 from rig.evidence import VMCORE, Evidence
@@ -53,7 +53,8 @@ class Outlook:
 def read_evidence(directory: Path) -> Evidence:
     """Evidence of a run that can be done again.
 
-    :raise RequestError: the directory is none, or nothing was booted, or this rig doesn't know what was done
+    :raise RequestError: the directory is none, or nothing was booted, or this rig doesn't know what was done, or it
+        holds what would be more than a value where it is used
     """
     if not (directory / "run.json").is_file():
         raise RequestError(
@@ -63,6 +64,11 @@ def read_evidence(directory: Path) -> Evidence:
     plan = evidence.facts.plan
     if evidence.facts.skip:
         raise RequestError(f"{directory}: nothing was run: {evidence.facts.skip}")
+    manifest = evidence.facts.manifest
+    made_of = (map(str, ingredients.files(manifest.ingredients)), manifest.packages.values()) if manifest else ((), ())
+    for complaint in (*safety.plan_complaints(plan), *safety.manifest_complaints(*made_of)):
+        raise RequestError(f"{directory / 'run.json'}: {complaint}", hint="no rig wrote this; it is not run")
+    _refuse_foreign_sources(directory, plan)
     scenario = plan.scenario
     named = ((scenario.checks, REGISTRY, "check"), ((scenario.trigger,), TRIGGERS, "trigger"))
     tables: tuple[tuple[Sequence[str], Mapping[str, Any], str], ...] = (*named, ((scenario.load,), LOADS, "load"))
@@ -70,6 +76,24 @@ def read_evidence(directory: Path) -> Evidence:
         if unknown := [name for name in names if name not in table]:
             raise RequestError(f"{directory}: this rig has no {what} {', '.join(unknown)}: another rig ran it")
     return evidence
+
+
+def _refuse_foreign_sources(directory: Path, plan: RunPlan) -> None:
+    """What is built is built on this machine, by make: not from where somebody's evidence says.
+
+    :raise RequestError: modules or kernels would be, of a catalogue that is neither the rig's own nor RIG_CATALOGUE's
+    """
+    trusted = {*catalog.roots(), *catalog.extra_roots(())}
+    control = catalog.control(plan.scenario)
+    builds = [(kernel.home, kernel.source) for kernel in (plan.kernel, plan.crash_kernel) if kernel.source]
+    if control is not None:
+        builds.append((control.parents[2], plan.scenario.control))
+    for home, what in builds:
+        if home is not None and home.resolve() not in trusted and (home / catalog.KERNELS).is_dir():
+            raise RequestError(
+                f"{directory / 'run.json'}: {what} is to be built from files of the catalogue {home}",
+                hint=f"if you trust that catalogue, say so: RIG_CATALOGUE={home}",
+            )
 
 
 def options_of(evidence: Evidence, options: Options) -> Options:

@@ -73,6 +73,50 @@ def test_nothing_has_changed(facts: Facts, cache: PackageCache, mine: Path) -> N
     assert outlook.made_of == made(cache.cache.root, mine)
 
 
+def left(facts: Facts, results: Path) -> Path:
+    """An evidence directory that says so."""
+    writer = EvidenceWriter(results, "run")
+    writer.write("run.json", to_json(facts))
+    return writer.finish()
+
+
+@pytest.mark.parametrize(
+    ("plan", "complaint"),
+    [
+        ({"guest": replace(GUEST, machine="pc,dumpdtb=/tmp/x")}, "plan.guest.machine: 'pc,dumpdtb=/tmp/x' is not a"),
+        ({"kernel": replace(KERNEL, source="-oX")}, "plan.kernel.source: '-oX' is not a package's name"),
+        ({"scenario": scenario(cmdline="a\nreboot")}, "plan.scenario.cmdline: 'a\\\\nreboot' is not a command line"),
+    ],
+)
+def test_what_no_rig_would_have_written_is_not_run(
+    facts: Facts, tmp_path: Path, plan: dict[str, Any], complaint: str
+) -> None:
+    with pytest.raises(RequestError, match=complaint):
+        rerun.read_evidence(left(replace(facts, plan=replace(PLAN, **plan)), tmp_path))
+
+
+def test_evidence_does_not_say_what_is_unpacked_where(facts: Facts, tmp_path: Path) -> None:
+    """A package's name is part of the path that it is unpacked to."""
+    assert facts.manifest is not None
+    packages = {path: replace(package, name="../../x") for path, package in facts.manifest.packages.items()}
+    with pytest.raises(RequestError, match=r"'\.\./\.\./x' is no package's name"):
+        rerun.read_evidence(left(replace(facts, manifest=replace(facts.manifest, packages=packages)), tmp_path))
+
+
+def test_evidence_does_not_say_what_make_is_run_on(
+    facts: Facts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody's evidence names a catalogue of its own, with a module in it that has a Makefile."""
+    (tmp_path / "theirs/kernels/controls/evil").mkdir(parents=True)
+    plan = replace(PLAN, scenario=replace(scenario(), sabotage="evil", home=tmp_path / "theirs"))
+    directory = left(replace(facts, plan=plan), tmp_path)
+    with pytest.raises(RequestError, match="evil is to be built from files of the catalogue") as caught:
+        rerun.read_evidence(directory)
+    assert caught.value.hint.endswith(f"RIG_CATALOGUE={tmp_path / 'theirs'}")
+    monkeypatch.setenv("RIG_CATALOGUE", str(tmp_path / "theirs"))
+    assert rerun.read_evidence(directory).facts.plan == plan
+
+
 def test_what_the_user_built_again_or_removed(facts: Facts, cache: PackageCache, mine: Path) -> None:
     mine.write_text("built again")
     (difference,) = examine(facts, cache).differences

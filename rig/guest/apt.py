@@ -260,7 +260,7 @@ class Apt:
             return []
         which = "--all-versions" if all_versions else "--no-all-versions"
         # Without names that exist apt-cache says so by its exit code: an empty list here.
-        return parse_candidates(self._run("apt-cache", "show", which, *names).stdout)
+        return parse_candidates(self._run("apt-cache", "show", which, "--", *names).stdout)
 
     def download(self, wanted: Iterable[Candidate], into: Path) -> list[Candidate]:
         """Download and verify; returns those that came, as into/FILENAME. The others' reasons: `troubles`."""
@@ -270,7 +270,7 @@ class Apt:
         megabytes = sum(candidate.size for candidate in wanted) / 1e6
         what = wanted[0].name if len(wanted) == 1 else f"{len(wanted)} packages"
         self.progress(f"downloading {what} ({self.arch}, {megabytes:.1f} MB)")
-        done = self._run("apt-get", "download", *(f"{c.name}={c.version}" for c in wanted), cwd=into)
+        done = self._run("apt-get", "download", "--", *(f"{c.name}={c.version}" for c in wanted), cwd=into)
         self.troubles = complaints(done.stderr) or self.troubles
         return [c for c in wanted if self._arrived(c, into / c.filename)]
 
@@ -280,7 +280,7 @@ class Apt:
         :raise PackageError: it can't be had
         """
         self.progress(f"downloading the source package {name}")
-        done = self._run("apt-get", "source", "--download-only", name, cwd=into)
+        done = self._run("apt-get", "source", "--download-only", "--", name, cwd=into)
         found = sorted(into.glob(f"{name}_*.orig.tar.*[!c]"))  # not its signature, .asc
         if done.returncode or len(found) != 1:
             raise PackageError(

@@ -9,6 +9,7 @@ import contextlib
 import errno
 import gzip
 import re
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -100,11 +101,12 @@ def script(load: Load, cmdline: str, options: str = "") -> str:
     whole crash kernel. Every section is printed even if what it asks for is missing.
     """
     needed = " ".join(path for path, _ in _NEEDED)
+    quoted = shlex.quote(cmdline)
     return f"""
-echo '{cmdline}' >/tmp/rig-cmdline
+printf '%s\\n' {quoted} >/tmp/rig-cmdline
 load() {{
   kexec {FLAGS[load.kind]} "$@" {options} /rig/crash-kernel --initrd=/rig/crash-initrd \\
-    --command-line='{cmdline}'"${{word:+ $word}}"
+    --command-line={quoted}"${{word:+ $word}}"
 }}
 ({load.command}) >/tmp/kexec.log 2>&1 &
 echo @missing; for f in {needed}; do [ -e $f ] || echo $f; done
@@ -126,7 +128,7 @@ true
 
 def hop(shell: Shell, cmdline: str, deadline: Deadline) -> None:
     """Enter the first kernel again, with its own command line, by a plain kexec. Does not wait for it to come up."""
-    image = f"/rig/hop-kernel --initrd=/rig/hop-initrd --command-line='{cmdline}'"
+    image = f"/rig/hop-kernel --initrd=/rig/hop-initrd --command-line={shlex.quote(cmdline)}"
     shell.run(f"kexec -l -c {image}", deadline)
     shell.send("kexec -e")
 
@@ -260,7 +262,7 @@ def load_control(shell: Shell, parameters: str, deadline: Deadline) -> int:
     parameters: NAME=VALUE words. Raises GuestCommandFailed when the module refuses them, with the kernel's last words.
     """
     try:
-        shell.run(f"insmod {CONTROL} {parameters}".strip(), deadline)
+        shell.run(shlex.join(["insmod", CONTROL, *parameters.split()]), deadline)
     except GuestCommandFailed as problem:
         said = shell.run("dmesg | tail -n 15", deadline)
         raise GuestCommandFailed(

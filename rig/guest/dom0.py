@@ -6,6 +6,8 @@ pseudo-physical memory, and has no part in the hand-over: the hypervisor is aske
 
 from __future__ import annotations
 
+import shlex
+
 from rig.errors import GuestCommandFailed, UnsuitableKernel
 from rig.guest.arming import FLAGS, parse_sections, parse_vmcoreinfo
 from rig.guest.initramfs import HYPERVISOR
@@ -25,10 +27,11 @@ def script(load: Load, cmdline: str, hypervisor_cmdline: str) -> str:
 
     With a command line for it, it is another hypervisor that is loaded, with the kernel as its dom0.
     """
-    image = f"/rig/crash-kernel --initrd=/rig/crash-initrd --command-line='{cmdline}'"
+    image = f"/rig/crash-kernel --initrd=/rig/crash-initrd --command-line={shlex.quote(cmdline)}"
     if hypervisor_cmdline:
-        modules = f"--module='/rig/crash-kernel {cmdline}' --module=/rig/crash-initrd"
-        image = f"{HYPERVISOR} --command-line='{hypervisor_cmdline}' {modules}"
+        module = shlex.quote(f"/rig/crash-kernel {cmdline}")
+        options = f"--command-line={shlex.quote(hypervisor_cmdline)} --module={module} --module=/rig/crash-initrd"
+        image = f"{HYPERVISOR} {options}"
     return f"""
 load() {{ kexec {FLAGS[load.kind]} "$@" {image}; }}
 echo @capabilities; cat {CAPABILITIES}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 
 PROGRAM = "/usr/bin/makedumpfile"  # only for runs whose dump it filters: it loads many libraries
 DEFAULT = "-E -d 31"  # the level that distributions set up
@@ -21,7 +22,7 @@ def complaint(options: str) -> str:
 
 def command(options: str, vmcore: str) -> str:
     """-F: for output that can't seek. --message-level 6: errors, and what it says about options that it refuses."""
-    return f"{PROGRAM} -F {options or DEFAULT} --message-level 6 {vmcore}"
+    return shlex.join([PROGRAM, "-F", *(options or DEFAULT).split(), "--message-level", "6", vmcore])
 
 
 def filters(options: str) -> bool:
