@@ -333,7 +333,10 @@ def _cancelled(text: str) -> int:
 
 
 def _refuse(error: RigError, as_json: bool) -> int:
-    print(f"rig: {error}", file=sys.stderr)
+    from rig.report.wording import printable_lines
+
+    # it may carry the guest's own words, which are not for the terminal to follow
+    print("\n".join(printable_lines(f"rig: {error}")), file=sys.stderr)
     if as_json:
         print_json({"error": {"kind": type(error).__name__, "message": error.message, "hint": error.hint}})
     return error.exit_code

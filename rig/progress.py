@@ -10,6 +10,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, TextIO
 
+from rig.report.wording import printable
+
 if TYPE_CHECKING:
     from rich.console import Console, Group
 
@@ -100,7 +102,7 @@ class PlainProgress:
         row.phase, row.phase_started = "", now
 
     def _print(self, run: str, text: str) -> None:
-        print(f"{run}: {text}", file=self._stream, flush=True)
+        print(printable(f"{run}: {text}"), file=self._stream, flush=True)
 
 
 class LiveProgress:
@@ -127,7 +129,7 @@ class LiveProgress:
 
     def say(self, run: str, text: str) -> None:
         if text.startswith(NOTE):
-            self._console.print(f"{run}: {text}", markup=False, highlight=False)
+            self._console.print(printable(f"{run}: {text}"), markup=False, highlight=False)
             return
         with self._lock:
             row = self._rows[run]

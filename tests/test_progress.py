@@ -39,6 +39,15 @@ def test_plain_lines_say_how_long_each_phase_took() -> None:
     ]
 
 
+def test_a_guests_words_move_nothing_on_the_terminal() -> None:
+    """A note may quote the guest: here it sets the window's title, and turns the direction of writing."""
+    stream = io.StringIO()
+    console = Console(file=stream, width=80, force_terminal=True, color_system=None)
+    for progress in (PlainProgress(stream), LiveProgress(console)):
+        progress.say("a run", "note: \x1b]0;pwned\x07 \u202egnp.exe")
+    assert stream.getvalue() == "a run: note: \\x1b]0;pwned\\x07 \\u202egnp.exe\n" * 2
+
+
 def test_live_table_fits_80_columns() -> None:
     stream, clock = io.StringIO(), Clock()
     console = Console(file=stream, width=80, force_terminal=True, color_system=None)
