@@ -127,7 +127,9 @@ def _pair(number: int, one: Comparison) -> Pair:
         figures=_groups(one.checks, place=False),
         places=_groups(one.checks, place=True),
         phases=[
-            ValueRow(phase.name, _seconds(phase.before), _seconds(phase.after), relative_text(phase.relative))
+            ValueRow(
+                printable(phase.name), _seconds(phase.before), _seconds(phase.after), relative_text(phase.relative)
+            )
             for phase in one.phases
         ],
         way=_way(one),
@@ -144,12 +146,13 @@ def _seconds(value: float | None) -> str:
 
 
 def _value_row(change: FigureChange) -> ValueRow:
-    return ValueRow(printable(change.key), *value_texts(change), relative_text(change.relative))
+    before, after = map(printable, value_texts(change))
+    return ValueRow(printable(change.key), before, after, relative_text(change.relative))
 
 
 def _groups(checks: Sequence[CheckPair], *, place: bool) -> list[FigureGroup]:
     groups = [
-        FigureGroup(pair.name, [_value_row(figure) for figure in pair.figures if figure.place == place])
+        FigureGroup(printable(pair.name), [_value_row(figure) for figure in pair.figures if figure.place == place])
         for pair in checks
     ]
     return [group for group in groups if group.rows]
@@ -178,4 +181,6 @@ def _trace_row(line: Line) -> TraceRow:
     kind = {"-": "gone", "+": "new", " ": "both"}[line.mark]
     sign = "−" if line.mark == "-" else line.mark
     changed = f"; {printable(one.changed)}" if one.changed else ""
-    return TraceRow(kind, sign, SPOKEN[line.mark], f"{one.number:5}", f"{printable(one.where):<30}", one.text, changed)
+    return TraceRow(
+        kind, sign, SPOKEN[line.mark], f"{one.number:5}", f"{printable(one.where):<30}", printable(one.text), changed
+    )
