@@ -235,7 +235,8 @@ class History:
 
     def _rows(self, where: str, *values: str) -> list[tuple[Any, ...]]:
         with self._understood():
-            return self._db.execute(f"SELECT {_COLUMNS} FROM runs {where} {_IN_ORDER}", values).fetchall()
+            query = f"SELECT {_COLUMNS} FROM runs {where} {_IN_ORDER}"  # where: a constant of the caller's
+            return self._db.execute(query, values).fetchall()
 
     def _record(self, row: tuple[Any, ...]) -> Record:
         with self._understood():
