@@ -235,7 +235,8 @@ class History:
 
     def _rows(self, where: str, *values: str) -> list[tuple[Any, ...]]:
         with self._understood():
-            query = f"SELECT {_COLUMNS} FROM runs {where} {_IN_ORDER}"  # where: a constant of the caller's
+            # where: a constant of the caller's
+            query = f"SELECT {_COLUMNS} FROM runs {where} {_IN_ORDER}"  # nosec B608
             return self._db.execute(query, values).fetchall()
 
     def _record(self, row: tuple[Any, ...]) -> Record:
