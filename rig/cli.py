@@ -91,6 +91,9 @@ def parser() -> argparse.ArgumentParser:
         epilog=f"{EXAMPLES}\n{EXIT_CODES}\n{BISECT_CODES}",
     )
     _add_until(run)
+    run.add_argument(
+        "--repeat", type=_count, default=1, dest="times", metavar="N", help="as often, to see what does not always come"
+    )
     run.add_argument("--bisect", action="store_true", help="exit with what `git bisect run` expects, see below")
     run.add_argument(
         "--keep-dump", action="store_true", help="keep the whole dump with the evidence, for crash or drgn"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import resource
 import threading
 import time
@@ -131,6 +132,16 @@ def _conclude(writer: EvidenceWriter, facts: Facts) -> tuple[RunResult, Path]:
     return result, writer.finish()
 
 
+def _own_use() -> dict[str, int]:
+    """What this process takes, all of its runs together: what grows from run to run would not last a night."""
+    resident = int(Path("/proc/self/statm").read_text().split()[1]) * PAGE_SIZE
+    return {
+        "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "memory_mib": resident >> 20,
+        "open_files": len(os.listdir("/proc/self/fd")),
+    }
+
+
 class _Run(Run):
     """All phases of one run."""
 
@@ -163,8 +174,7 @@ class _Run(Run):
             self.learn(skip=problem.message)
         except CouldNotJudge as problem:
             self._break_off(problem)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024  # of the whole process, other runs included
-        self.learn(environment={**self.facts.environment, "peak_memory_mib": peak})
+        self.learn(environment={**self.facts.environment, **_own_use()})
         return self.facts
 
     def _break_off(self, problem: CouldNotJudge) -> None:

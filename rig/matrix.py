@@ -7,6 +7,7 @@ import heapq
 import os
 import statistics
 import threading
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import wrap
@@ -116,6 +117,19 @@ def plan_lines(plans: Sequence[RunPlan], known: Mapping[str, float], capacity: C
         out.append(f"about {duration(wall(plans, total, capacity))}, on {cpus} at a time")
         if guessed:
             out.append(f"~ {guessed} never ran here: the median of their guest's other cells is taken")
+    return out
+
+
+def repeated_lines(results: Sequence[RunResult]) -> list[str]:
+    """Of each cell, how often it came to which verdict, and from what to what this process's memory and files went."""
+    out = []
+    for name in dict.fromkeys(result.id for result in results):
+        became = Counter(outcome(result).word for result in results if result.id == name)
+        out.append(f"{printable(name)}: {', '.join(f'{count} {word}' for word, count in became.most_common())}")
+    for key, what in (("memory_mib", "MiB of memory"), ("open_files", "open files")):
+        used = [result.environment[key] for result in results if key in result.environment]
+        if used:
+            out.append(f"this process: {used[0]} {what} after the first run, {used[-1]} after the last")
     return out
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -137,6 +138,7 @@ def run_all(
     the others, waits for them, and is raised.
     """
     outcomes: list[Finished | None] = [None] * len(plans)
+    names = numbered(plans)
     agenda, changed = Agenda(plans, capacity), threading.Condition()
 
     def take() -> int | None:
@@ -150,7 +152,7 @@ def run_all(
     def work() -> None:
         while (number := take()) is not None:
             try:
-                outcomes[number] = _one(plans[number], run, progress, cancel)
+                outcomes[number] = _one(names[number], plans[number], run, progress, cancel)
             finally:
                 with changed:
                     agenda.end(number)
@@ -164,17 +166,28 @@ def run_all(
     return outcomes
 
 
-def _one(plan: RunPlan, run: Run, progress: Progress, cancel: threading.Event) -> Finished | None:
-    progress.start(plan.id)
+def numbered(plans: Sequence[RunPlan]) -> list[str]:
+    """Their ids; of those that are there more than once with a number, from 1 on."""
+    times, seen = Counter(plan.id for plan in plans), Counter[str]()
+    names = []
+    for plan in plans:
+        seen[plan.id] += 1
+        names.append(f"{plan.id} #{seen[plan.id]}" if times[plan.id] > 1 else plan.id)
+    return names
+
+
+def _one(name: str, plan: RunPlan, run: Run, progress: Progress, cancel: threading.Event) -> Finished | None:
+    """name: by which the run is shown."""
+    progress.start(name)
     try:
-        result, where = run(plan, lambda text: progress.say(plan.id, text), cancel)
+        result, where = run(plan, lambda text: progress.say(name, text), cancel)
     except Cancelled:
-        progress.end(plan.id, "cancelled")
+        progress.end(name, "cancelled")
         return None
     except BaseException:
         cancel.set()
-        progress.end(plan.id, "broken off")
+        progress.end(name, "broken off")
         raise
     expected = result.as_expected or result.verdict is Verdict.SKIP
-    progress.end(plan.id, result.verdict.value if expected else f"{result.verdict.value}, unexpected")
+    progress.end(name, result.verdict.value if expected else f"{result.verdict.value}, unexpected")
     return result, where

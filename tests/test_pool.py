@@ -203,3 +203,8 @@ def test_cancelled_runs_leave_none() -> None:
 
     outcomes = pool.run_all([make_plan(name) for name in "abc"], run, room(1), Log(), cancel)
     assert [outcome is None for outcome in outcomes] == [False, True, True]
+
+
+def test_runs_that_are_repeated_are_told_apart() -> None:
+    one, other = make_plan("a"), make_plan("b")
+    assert pool.numbered([one, other, one]) == [f"{one.id} #1", other.id, f"{one.id} #2"]

@@ -37,8 +37,20 @@ def run(args: argparse.Namespace) -> int:
             hint='--keep-dump is for scenarios with dump = "raw" or "makedumpfile", like dump-raw',
         )
     if args.stop_at is not None:
+        if args.times > 1:
+            raise RequestError("a guest is held once", hint="leave out --repeat, or --stop-at")
         return interactive.run_held(args, plans)
-    return carry_out(plans, options, lambda done: print_verdicts(done, args.json))
+    if args.times > 1 and not args.json:
+        return carry_out(plans * args.times, options, _print_repeated)
+    return carry_out(plans * args.times, options, lambda done: print_verdicts(done, args.json))
+
+
+def _print_repeated(finished: Sequence[Finished]) -> None:
+    """In full those that are not as expected; then how many came to what."""
+    from rig.matrix import repeated_lines
+
+    print_verdicts([one for one in finished if not one[0].as_expected], as_json=False)
+    print("\n".join(repeated_lines([result for result, _ in finished])))
 
 
 def _until(plans: list[RunPlan], until: Until) -> list[RunPlan]:

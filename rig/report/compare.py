@@ -16,7 +16,7 @@ from rig.report.wording import Outcome, Tone, check_outcome, outcome
 TONES = (Tone.GOOD, Tone.NEUTRAL, Tone.UNKNOWN, Tone.BAD)
 VERDICTS = tuple(Verdict)
 # Of the environment: temporary paths, a file with keys of that run alone, what other runs took.
-_LEFT_OUT = ("argv", "initramfs", "peak_memory_mib")
+_LEFT_OUT = ("argv", "initramfs", "peak_memory_mib", "memory_mib", "open_files")
 
 
 class Course(enum.StrEnum):

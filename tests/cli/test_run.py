@@ -9,7 +9,7 @@ import pytest
 
 from rig import cli
 from rig.errors import UnsuitableKernel
-from rig.model import Options, RunPlan, RunResult
+from rig.model import Options, RunPlan, RunResult, Verdict
 from tests.cli.pretended import ALL_THREE, ROOT, Conductor, result, words
 
 
@@ -142,3 +142,24 @@ def test_too_little_memory_exits_with_3(monkeypatch: pytest.MonkeyPatch, capsys:
     monkeypatch.setattr("rig.pool.available_memory", lambda: 100)
     assert cli.main(words("run panic")) == 3
     assert "not enough memory" in capsys.readouterr().err
+
+
+def test_repeated_runs_are_counted_and_told_in_full_when_they_surprise(
+    conductor: Conductor, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls = 0
+
+    def run(plan: RunPlan, *_: object) -> tuple[RunResult, Path]:
+        nonlocal calls
+        calls += 1
+        came = (Verdict.FAIL, "pgd-survives failed") if calls == 2 else (Verdict.PASS, "")
+        return result(plan, *came), Path("results/one")
+
+    conductor(run)
+    assert cli.main(words("run panic --guest pae --jobs 1 --repeat 3")) == 1
+    out, err = capsys.readouterr()
+    assert "panic@pae/debian-6.1: 2 PASS, 1 FAIL" in out.splitlines()
+    assert out.count("in results/one") == 1
+    assert "panic@pae/debian-6.1 #3: started" in err
+    assert cli.main(words("run panic --guest pae --repeat 2 --stop-at panic")) == 2
+    assert cli.main(words("run panic --guest pae --until handover")) == 0
