@@ -32,7 +32,7 @@ def unfit(plan: RunPlan, made_of: Ingredients, options: Options, accel: str) -> 
     guest is armed, or is part of the template's key."""
     if not options.template:
         return "--no-template"
-    if options.repeat is not None:
+    if options.repeat is not None and options.repeat.brought is None:
         return "a run that is done again is done from the start"
     if accel != "tcg":
         return f"guests are not taken up under {accel}"

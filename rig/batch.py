@@ -18,20 +18,20 @@ from pathlib import Path
 from typing import Any
 
 import rig
-from rig import pool
 from rig.errors import EvidenceError, RequestError
 from rig.evidence import Evidence, from_json, to_json
 from rig.facts import UNKNOWN
-from rig.matrix import RETRY_BECAUSE, RETRY_OF, reason
+from rig.matrix import ENDED_WORKERS, RETRY_BECAUSE, RETRY_OF, reason
 from rig.model import Kernel, KernelIdentity, RunPlan, RunResult, Verdict
-from rig.pool import Capacity, Finished, Listener
-from rig.progress import Progress
+from rig.pool import Finished
+from rig.progress import NOTE, Progress
 
 RECORD = "matrix.json"
 BATCH = "batch"  # in a result's environment: `started` of the batch that it belongs to
 
-# One attempt at a cell. The mapping is what the result's environment is to say beyond the usual.
-Attempt = Callable[[RunPlan, Mapping[str, Any], Listener, threading.Event], Finished]
+# Runs cells, each once; results in the order of the plans, None where the event was set first. The mapping is what
+# their environment is to say beyond the usual.
+Execute = Callable[[Sequence[RunPlan], Mapping[str, Any], Progress, threading.Event], list[Finished | None]]
 
 
 @dataclass(frozen=True)
@@ -137,8 +137,7 @@ def _is_unchanged(kernel: Kernel, ran: KernelIdentity) -> bool:
 def run_cells(
     plans: Sequence[RunPlan],
     taken: Sequence[Finished | None],
-    attempt: Attempt,
-    capacity: Capacity,
+    execute: Execute,
     progress: Progress,
     cancel: threading.Event,
     retry: bool,
@@ -149,43 +148,31 @@ def run_cells(
     """
     outcomes = list(taken)
     missing = [number for number, outcome in enumerate(outcomes) if outcome is None]
-
-    def first(plan: RunPlan, listener: Listener, stop: threading.Event) -> Finished:
-        return attempt(plan, {}, listener, stop)
-
     if missing:
-        ran = pool.run_all([plans[number] for number in missing], first, capacity, progress, cancel)
+        ran = execute([plans[number] for number in missing], {}, progress, cancel)
         for number, outcome in zip(missing, ran, strict=True):
             outcomes[number] = outcome
     for number, outcome in enumerate(outcomes):
-        if outcome is not None and retry and is_due(outcome[0]):
-            again = _again(plans[number], outcome, attempt, capacity, progress, cancel)
-            outcomes[number] = again or outcome
+        if outcome is not None and retry and is_due(outcome[0]) and not cancel.is_set():
+            outcomes[number] = _again(plans[number], outcome, execute, progress, cancel) or outcome
     return outcomes
 
 
 def _again(
-    plan: RunPlan,
-    before: Finished,
-    attempt: Attempt,
-    capacity: Capacity,
-    progress: Progress,
-    cancel: threading.Event,
+    plan: RunPlan, before: Finished, execute: Execute, progress: Progress, cancel: threading.Event
 ) -> Finished | None:
     result, where = before
     because = reason(result)
-    remarks = {RETRY_OF: where.name, RETRY_BECAUSE: because}
-
-    def second(plan: RunPlan, listener: Listener, stop: threading.Event) -> Finished:
-        listener(f"note: once more, alone, for it could not be judged: {because}")
-        return attempt(plan, remarks, listener, stop)
-
-    return pool.run_all([plan], second, capacity, progress, cancel)[0]
+    progress.say(plan.id, f"{NOTE}once more, alone, for it could not be judged: {because}")
+    return execute([plan], {RETRY_OF: where.name, RETRY_BECAUSE: because}, progress, cancel)[0]
 
 
 def is_due(result: RunResult) -> bool:
-    """Whether a second attempt is called for: it could not be judged, and this was the first."""
-    return result.verdict is Verdict.ERROR and RETRY_OF not in result.environment
+    """Whether a second attempt is called for: it could not be judged, and this was the first.
+
+    What has ended two workers of a cluster has been run twice.
+    """
+    return result.verdict is Verdict.ERROR and not {RETRY_OF, ENDED_WORKERS} & result.environment.keys()
 
 
 def left(outcomes: Sequence[Finished | None], retry: bool) -> int:

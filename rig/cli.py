@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import rig
-from rig.commands import comparing, developer, exports, interactive, reports, runs, stock
+from rig.commands import clusters, comparing, developer, exports, interactive, reports, runs, stock
 from rig.commands.common import bisect_code, print_json
 from rig.errors import Cancelled, RigError, UnsuitableKernel
 from rig.model import Checkpoint, Options, Until
@@ -127,6 +127,11 @@ def parser() -> argparse.ArgumentParser:
     many.add_argument(
         "--no-retry", action="store_false", dest="retry", help="no second attempt at what could not be judged"
     )
+    text = "have the workers of this scheduler run them: tcp://HOST:PORT or tls://HOST:PORT"
+    many.add_argument("--cluster", metavar="ADDRESS", help=text)
+    clusters.add_tls(many)
+    about = "be a part of a cluster that runs cells: its scheduler, or one of its workers"
+    command("cluster", about, clusters.cluster, clusters.add_options, _add_jobs, _add_catalogue)
     rerun = command(
         "rerun", "run again what left an evidence directory: the very same run", developer.rerun, _add_results
     )
@@ -197,9 +202,7 @@ def _add_guest(sub: argparse.ArgumentParser) -> None:
 
 def _add_manner(sub: argparse.ArgumentParser) -> None:
     _add_results(sub)
-    sub.add_argument(
-        "--jobs", type=_count, default=0, metavar="N", help="CPUs of guests at a time; default: this machine's"
-    )
+    _add_jobs(sub)
     sub.add_argument("--seed", type=int, metavar="N", help="of what a sabotage chooses at random; always recorded")
     sub.add_argument("--keep-memory", action="store_true", help="keep whole memory images with the evidence")
     text = "boot every guest, also where one was booted and armed just so before"
@@ -215,6 +218,12 @@ def _add_until(sub: argparse.ArgumentParser) -> None:
         default=Until.END,
         metavar="WHERE",
         help="handover: enter the new kernel and don't run it; what can be seen by then is judged",
+    )
+
+
+def _add_jobs(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--jobs", type=_count, default=0, metavar="N", help="CPUs of guests at a time; default: this machine's"
     )
 
 

@@ -12,9 +12,10 @@ from rig import catalog
 from rig.facts import Manifest
 from rig.guest.apt import file_sha256
 from rig.guest.provenance import package_of
-from rig.model import Ingredients, KernelFiles, PackageId
+from rig.model import Brought, Ingredients, KernelFiles, PackageId
 
 CACHE, OWN = Path("cache"), Path("rig")  # what portable paths begin with
+ABSOLUTE = "absolute"  # in a directory that files were brought to: the user's own, by their paths
 
 
 @dataclass(frozen=True)
@@ -40,18 +41,47 @@ def files(part: object) -> Iterator[Path]:
         yield from files(tuple(getattr(part, field.name) for field in dataclasses.fields(part)))
 
 
-def record(made_of: Ingredients, root: Path, initramfs: str) -> Manifest:
-    """root: of the cache. initramfs: SHA-256 of the one without keys."""
-    portable = {path: _portable(path, root) for path in files(made_of)}
-    origins: dict[Path, PackageId | None] = {path: package_of(root, path) for path in portable}
-    for kernel in (made_of.kernel, made_of.crash_kernel):
-        origins |= dict.fromkeys((kernel.bzimage, *kernel.modules, *kernel.disk_modules), kernel.package)
+def record(made_of: Ingredients, root: Path, initramfs: str, brought: Brought | None = None) -> Manifest:
+    """root: of the cache. initramfs: SHA-256 of the one without keys. brought: by which machine they were chosen, if it
+    was another: the manifest is as that one would have it."""
+
+    portable = {
+        path: _portable(path, root) if brought is None else carried(path, brought.root) for path in files(made_of)
+    }
+    if brought is None:
+        packages = {str(portable[path]): package for path, package in _origins(made_of, root).items() if package}
+    else:
+        packages = dict(brought.packages)
     return Manifest(
         ingredients=_moved(made_of, portable.__getitem__),
-        sha256={str(portable[path]): file_sha256(path) for path in origins},
-        packages={str(portable[path]): package for path, package in origins.items() if package},
+        sha256={str(there): file_sha256(path) for path, there in portable.items()},
+        packages=packages,
         initramfs=initramfs,
     )
+
+
+def _origins(made_of: Ingredients, root: Path) -> dict[Path, PackageId | None]:
+    """The package of each file; None where it came in none."""
+    origins: dict[Path, PackageId | None] = {path: package_of(root, path) for path in files(made_of)}
+    for kernel in (made_of.kernel, made_of.crash_kernel):
+        origins |= dict.fromkeys((kernel.bzimage, *kernel.modules, *kernel.disk_modules), kernel.package)
+    return origins
+
+
+def carry(path: Path, root: Path) -> Path:
+    """Where a file of a manifest lies below a directory that all its files were brought to."""
+    return root / ABSOLUTE / path.relative_to("/") if path.is_absolute() else root / path
+
+
+def carried(path: Path, root: Path) -> Path:
+    """The manifest's path of a file that was brought to such a directory."""
+    inside = path.relative_to(root)
+    return Path("/", *inside.parts[1:]) if inside.parts[0] == ABSOLUTE else inside
+
+
+def find_brought(manifest: Manifest, root: Path) -> Ingredients:
+    """The ingredients in the directory that they were brought to."""
+    return _moved(manifest.ingredients, lambda path: carry(path, root))
 
 
 def find(manifest: Manifest, root: Path) -> Ingredients:

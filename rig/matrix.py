@@ -21,6 +21,7 @@ WIDTH = 80  # columns
 PREPARE = "prepare"  # the phase in which artefacts are fetched and built
 # In a second attempt's environment: the directory of the first one, and why that one could not be judged.
 RETRY_OF, RETRY_BECAUSE = "retry_of", "retry_because"
+ENDED_WORKERS = "ended_workers"  # in the environment: names of a cluster's workers that ended while they ran this cell
 
 
 class Timings:

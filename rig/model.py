@@ -343,11 +343,23 @@ class Ingredients:
 
 
 @dataclass(frozen=True)
+class Brought:
+    """Ingredients that another machine chose. root: directory in which they lie by the paths that they have in a
+    manifest. packages: those that they came in there, by these paths."""
+
+    root: Path
+    packages: Mapping[str, PackageId]
+
+
+@dataclass(frozen=True)
 class Repeat:
-    """A run done again. told: what its result says of that, as `rerun` in the environment; JSON-able."""
+    """A run done again, or made of what another machine chose. told: what its result says of that, as `rerun` in the
+    environment; JSON-able; nothing when empty.
+    """
 
     ingredients: Ingredients
     told: Mapping[str, Any]
+    brought: Brought | None = None  # None: they lie where this machine's own would
 
 
 @dataclass(frozen=True)

@@ -188,6 +188,11 @@ def _one(name: str, plan: RunPlan, run: Run, progress: Progress, cancel: threadi
         cancel.set()
         progress.end(name, "broken off")
         raise
-    expected = result.as_expected or result.verdict is Verdict.SKIP
-    progress.end(name, result.verdict.value if expected else f"{result.verdict.value}, unexpected")
+    progress.end(name, ending(result))
     return result, where
+
+
+def ending(result: RunResult) -> str:
+    """What progress says of a run that has ended."""
+    expected = result.as_expected or result.verdict is Verdict.SKIP
+    return result.verdict.value if expected else f"{result.verdict.value}, unexpected"

@@ -148,7 +148,8 @@ def prepare(
         listener(f"note: {made_of.crash_kernel_note}")
     chosen = accelerator(plan, options, cache.cache)
     first, second = cmdlines(plan.guest, plan.scenario, made_of.kernel.release, plan.into)
-    manifest = ingredients.record(made_of, cache.cache.root, keyless(plan, made_of))
+    brought = options.repeat.brought if options.repeat else None
+    manifest = ingredients.record(made_of, cache.cache.root, keyless(plan, made_of), brought)
     below = made_of.hypervisor
     with contextlib.ExitStack() as stack:
         drive = None
@@ -188,7 +189,7 @@ def prepare(
                 **({"until": plan.scenario.until} if plan.scenario.until is not Until.END else {}),
                 "initramfs": about,
                 "template": armed.told(template, why or "there was none"),
-                **({"rerun": options.repeat.told} if options.repeat else {}),
+                **({"rerun": options.repeat.told} if options.repeat and options.repeat.told else {}),
             },
             machine=spec,
             crash_cmdline=second,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,16 +11,16 @@ from typing import Any
 import pytest
 
 from rig import batch
-from rig.errors import Cancelled, RequestError
+from rig.errors import RequestError
 from rig.evidence import EvidenceWriter, to_json
 from rig.facts import Facts
 from rig.matrix import RETRY_BECAUSE, RETRY_OF
 from rig.model import Failure, Kernel, KernelIdentity, RunPlan, Verdict
-from rig.pool import Capacity, Finished, Listener
+from rig.pool import Finished
+from rig.progress import Progress
 from tests.test_pool import Log, make_plan, make_result
 
 PLANS = [make_plan(name) for name in "abc"]
-ONE = Capacity(1, 100_000)
 
 
 def keep(
@@ -42,14 +42,19 @@ class Runs:
         self.results, self.record, self.ends = results, record, ends
         self.seen: list[tuple[str, dict[str, Any]]] = []
 
-    def __call__(self, plan: RunPlan, remarks: Mapping[str, Any], tell: Listener, cancel: threading.Event) -> Finished:
+    def __call__(
+        self, plans: Sequence[RunPlan], remarks: Mapping[str, Any], _progress: Progress, _cancel: threading.Event
+    ) -> list[Finished | None]:
+        return [self.one(plan, remarks) for plan in plans]
+
+    def one(self, plan: RunPlan, remarks: Mapping[str, Any]) -> Finished:
         self.seen.append((plan.guest.name, dict(remarks)))
         verdict = self.ends.pop(plan.guest.name, Verdict.PASS)
         return keep(self.results, plan, verdict, {batch.BATCH: self.record.started, **remarks})
 
 
 def run(runs: Runs, taken: list[Finished | None], retry: bool = True) -> list[Finished | None]:
-    return batch.run_cells(PLANS, taken, runs, ONE, Log(), threading.Event(), retry)
+    return batch.run_cells(PLANS, taken, runs, Log(), threading.Event(), retry)
 
 
 def test_what_could_not_be_judged_is_run_once_more_at_the_end_and_says_so(tmp_path: Path) -> None:
@@ -132,9 +137,9 @@ def test_a_second_attempt_that_is_stopped_is_still_due(tmp_path: Path) -> None:
     error = keep(tmp_path, PLANS[0], Verdict.ERROR, {batch.BATCH: record.started})
     passed = [keep(tmp_path, plan, Verdict.PASS, {batch.BATCH: record.started}) for plan in PLANS[1:]]
 
-    def attempt(*_: object) -> Finished:
-        raise Cancelled("stopped")
+    def stopped(plans: Sequence[RunPlan], *_: object) -> list[Finished | None]:
+        return [None] * len(plans)
 
-    outcomes = batch.run_cells(PLANS, [error, *passed], attempt, ONE, Log(), threading.Event(), retry=True)
+    outcomes = batch.run_cells(PLANS, [error, *passed], stopped, Log(), threading.Event(), retry=True)
     assert outcomes == [error, *passed]
     assert batch.left(outcomes, retry=True) == 1

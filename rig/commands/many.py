@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
 import threading
-import traceback
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rig.commands.common import cancel_on_signal, exit_code, keep_history, require_writable
-from rig.errors import Cancelled, RigError
-from rig.model import Failure, Options, RunPlan
+from rig.errors import Cancelled
+from rig.model import Options, RunPlan
 
 if TYPE_CHECKING:
-    from rig.batch import Attempt, Batch
+    from rig.batch import Batch, Execute
+    from rig.cluster.address import Address
     from rig.matrix import Timings
-    from rig.pool import Capacity, Finished
+    from rig.pool import Capacity, Finished, Listener
+    from rig.progress import Progress
 
-FRAMES = 3  # of a traceback that a result's message has room for
 GO_ON = "the same command with --resume goes on from here"
 
 
@@ -31,6 +31,7 @@ class Request:
     shard: str  # K/N; empty: everything
     resume: bool
     retry: bool
+    cluster: Address | None = None  # None: the cells run on this machine
 
 
 def carry_out_cells(
@@ -51,7 +52,7 @@ def carry_out_cells(
         done = len(plans) - room.left(taken, request.retry)
         print(f"rig: {done} of {len(plans)} cells are finished, begun {batch.started}", file=sys.stderr)
     with cancel_on_signal() as cancel:
-        outcomes = _run(plans, taken, batch, options, request.retry, cancel)
+        outcomes = _run(plans, taken, batch, options, request, cancel)
     finished = [outcome for outcome in outcomes if outcome is not None]
     left = room.left(outcomes, request.retry)
     if finished:
@@ -67,57 +68,54 @@ def _run(
     taken: Sequence[Finished | None],
     batch: Batch,
     options: Options,
-    retry: bool,
+    request: Request,
     cancel: threading.Event,
 ) -> list[Finished | None]:
     from rig import batch as room
-    from rig import matrix, pool
+    from rig import matrix
     from rig.guest.cache import default_root
     from rig.progress import open_progress
 
-    timings, capacity = matrix.Timings(default_root() / "timings"), pool.capacity(options.jobs)
-    attempt = _attempt(options, batch, timings, capacity)
-    missing = [plan for plan, outcome in zip(plans, taken, strict=True) if outcome is None]
-    forecast = matrix.forecast(missing, timings.read(), capacity)
-    with open_progress(sys.stderr, room.left(taken, retry), forecast) as progress:
-        return room.run_cells(plans, taken, attempt, capacity, progress, cancel, retry)
+    timings = matrix.Timings(default_root() / "timings")
+    options = dataclasses.replace(options, remarks={room.BATCH: batch.started})
+    with _engine(request.cluster, options, timings, cancel) as (execute, capacity):
+        missing = [plan for plan, outcome in zip(plans, taken, strict=True) if outcome is None]
+        forecast = matrix.forecast(missing, timings.read(), capacity)
+        with open_progress(sys.stderr, room.left(taken, request.retry), forecast) as progress:
+            return room.run_cells(plans, taken, execute, progress, cancel, request.retry)
 
 
-def _attempt(options: Options, batch: Batch, timings: Timings, capacity: Capacity) -> Attempt:
-    """A cell that doesn't fit, or that brings the rig down, is a result like others: it must not cost a night."""
-    from rig import conductor, pool
-    from rig.batch import BATCH
+@contextlib.contextmanager
+def _engine(
+    cluster: Address | None, options: Options, timings: Timings, cancel: threading.Event
+) -> Iterator[tuple[Execute, Capacity]]:
+    """What runs cells, here or on a cluster, and how many it has room for."""
+    if cluster is None:
+        yield _here(options, timings)
+        return
+    from rig.cluster.client import connected
 
-    def attempt(
-        plan: RunPlan, remarks: Mapping[str, Any], listener: Callable[[str], None], stop: threading.Event
-    ) -> Finished:
-        told = dataclasses.replace(options, remarks={BATCH: batch.started, **remarks})
-        # Not only when the night begins: by the time of a second attempt another program may have ended.
-        if pool.lack(plan, capacity.memory) and (lack := pool.lack(plan, pool.available_memory())):
-            return conductor.record(plan, told, Failure(type(lack).__name__, lack.message, "prepare", lack.hint))
-        try:
-            result, where = conductor.run(plan, told, listener, stop)
-        except Cancelled:
-            raise
-        except RigError as problem:
-            trouble = Failure(type(problem).__name__, problem.message, "", problem.hint)
-            return conductor.record(plan, told, trouble)  # raises in its turn when results can't be written at all
-        except Exception as bug:
-            return conductor.record(plan, told, failure(bug), "".join(traceback.format_exception(bug)))
-        timings.keep(plan.slug, result)
-        return result, where
-
-    return attempt
+    with connected(cluster, options, cancel) as engine:
+        yield engine.execute, engine.capacity
 
 
-def failure(bug: Exception) -> Failure:
-    """What the result of a cell says in which the rig itself failed: the last line and the innermost frames."""
-    frames = reversed(traceback.extract_tb(bug.__traceback__)[-FRAMES:])
-    places = ", called by ".join(f"{frame.name} ({Path(frame.filename).name}:{frame.lineno})" for frame in frames)
-    last = " ".join(traceback.format_exception_only(bug)[-1].split())
-    return Failure(
-        kind=type(bug).__name__,
-        message=f"the rig itself failed: {last}; in {places}",
-        phase="",
-        hint="this is a bug of the rig: report it with traceback.txt, which lies with the evidence",
-    )
+def _here(options: Options, timings: Timings) -> tuple[Execute, Capacity]:
+    """On this machine."""
+    from rig import pool
+    from rig.attempt import attempt
+
+    capacity = pool.capacity(options.jobs)
+
+    def execute(
+        plans: Sequence[RunPlan], remarks: Mapping[str, Any], progress: Progress, cancel: threading.Event
+    ) -> list[Finished | None]:
+        told = dataclasses.replace(options, remarks={**options.remarks, **remarks})
+
+        def one(plan: RunPlan, listener: Listener, stop: threading.Event) -> Finished:
+            result, where = attempt(plan, told, capacity.memory, listener, stop)
+            timings.keep(plan.slug, result)
+            return result, where
+
+        return pool.run_all(plans, one, capacity, progress, cancel)
+
+    return execute, capacity

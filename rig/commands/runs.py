@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rig.commands import interactive
+from rig.commands import clusters, interactive
 from rig.commands.common import (
     cancel_on_signal,
     carry_out,
@@ -81,7 +81,8 @@ def matrix(args: argparse.Namespace) -> int:
         else:
             print("\n".join(room.lines([result for result, _ in finished])))
 
-    request = Request(patterns, "{}/{}".format(*args.shard) if args.shard else "", args.resume, args.retry)
+    shard_text = "{}/{}".format(*args.shard) if args.shard else ""
+    request = Request(patterns, shard_text, args.resume, args.retry, clusters.address_of(args))
     options = dataclasses.replace(options_of(args), refused_is_error=True)
     return carry_out_cells(plans, request, options, show)
 

@@ -1,0 +1,71 @@
+"""A machine that runs cells: a worker process for each of its CPUs, started again by Dask when it dies."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from distributed import Nanny
+
+from rig.cluster.address import Address, security
+from rig.cluster.cell import Cells
+from rig.cluster.machine import Machine
+from rig.cluster.scheduler import PAGES
+from rig.cluster.serve import ended_by_signal
+from rig.errors import MachineError
+
+LEAVING = "rig-leaving"  # topic: addresses of workers that end because they were asked to
+CONNECT_SECONDS = 30  # that the scheduler may take to answer at the start
+
+
+async def serve(
+    scheduler: Address,
+    host: str,
+    machine: Machine,
+    store: Path,
+    announce: Callable[[], None],
+    preload: Sequence[str] = (),
+) -> None:
+    """Until Ctrl-C or SIGTERM. host: that the workers listen on. store: directory for files by hash, and for scratch.
+
+    preload: modules that each worker process imports first.
+
+    :raise MachineError: the scheduler can't be reached, or is gone
+    """
+    ended = ended_by_signal()
+    options: dict[str, Any] = {
+        "nthreads": 1,  # one cell at a time
+        "memory_limit": 0,  # Dask would count the worker's memory without its guests'
+        "host": host,
+        "security": security(scheduler.tls),
+        "local_directory": str(store / "scratch"),
+        "plugins": (Cells(machine, store),),
+        "preload": list(preload),
+        "death_timeout": CONNECT_SECONDS,
+        "dashboard_address": PAGES,
+    }
+    nannies = [Nanny(scheduler.text, name=f"{machine.name}-{machine.id}-{n}", **options) for n in range(machine.cpus)]
+    async with contextlib.AsyncExitStack() as stack:
+        for nanny in nannies:
+            stack.push_async_callback(nanny.close)
+        try:
+            await asyncio.gather(*nannies)
+        except Exception as problem:  # Dask raises what its processes raised, of any kind
+            raise MachineError(
+                f"no worker could be started for {scheduler.text}: {problem}",
+                hint="does `rig cluster scheduler` run there, and with the same TLS authority?",
+            ) from problem
+        announce()
+        gone = [asyncio.create_task(nanny.finished()) for nanny in nannies]  # type: ignore[no-untyped-call]
+        asked = asyncio.create_task(ended.wait())
+        done, left = await asyncio.wait([asked, *gone], return_when=asyncio.FIRST_COMPLETED)
+        for task in left:
+            task.cancel()
+        if asked not in done:
+            raise MachineError(f"the scheduler {scheduler.text} is gone", hint="start it and this worker again")
+        for nanny in nannies:
+            with contextlib.suppress(OSError):  # the scheduler may be gone meanwhile
+                await nanny.scheduler.log_event(topic=LEAVING, msg=nanny.worker_address)
