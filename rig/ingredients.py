@@ -86,17 +86,17 @@ def find_brought(manifest: Manifest, root: Path) -> Ingredients:
 
 def find(manifest: Manifest, root: Path) -> Ingredients:
     """The ingredients where they lie today, or would. root: of the cache."""
-    return _moved(manifest.ingredients, lambda path: _today(path, root))
+    return _moved(manifest.ingredients, lambda path: today(path, root))
 
 
 def lost(manifest: Manifest, root: Path) -> list[Lost]:
     """What is gone or has other bytes, in the manifest's order."""
     found = []
     for path, sha256 in manifest.sha256.items():
-        today = _today(Path(path), root)
-        now = file_sha256(today) if today.is_file() else ""
+        there = today(Path(path), root)
+        now = file_sha256(there) if there.is_file() else ""
         if now != sha256:
-            found.append(Lost(Path(path), today, now))
+            found.append(Lost(Path(path), there, now))
     return found
 
 
@@ -140,7 +140,7 @@ def _portable(path: Path, root: Path) -> Path:
     return path.absolute()
 
 
-def _today(path: Path, root: Path) -> Path:
+def today(path: Path, root: Path) -> Path:
     """Where such a path leads here. An absolute one stays as it is."""
     places = {CACHE.name: root, OWN.name: catalog.roots()[0]}
     first, *rest = path.parts

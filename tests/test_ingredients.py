@@ -10,7 +10,7 @@ import pytest
 from rig import catalog, ingredients
 from rig.evidence import from_json, to_json
 from rig.facts import Manifest
-from rig.model import Arch, Ingredients, KernelFiles, PackageId, Userland
+from rig.model import Arch, Brought, Ingredients, KernelFiles, PackageId, Userland
 
 PACKAGE = PackageId("linux-image-6.1", "6.1.0-1", "amd64", "ab")
 
@@ -71,6 +71,17 @@ def test_every_file_is_hashed_once(manifest: Manifest, mine: Path) -> None:
         *(f"{tree}/boot/vmlinuz", f"{tree}/a.ko", "cache/trees/busybox-x/busybox", "cache/modules/damage.ko"),
         *("rig/guests/init/init", str(mine)),
     }
+
+
+def test_what_another_machine_chose_is_recorded_as_that_one_has_it(tmp_path: Path, manifest: Manifest) -> None:
+    brought = Brought(tmp_path / "brought", manifest.packages)
+    for path in manifest.sha256:
+        target = ingredients.carry(Path(path), brought.root)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(ingredients.today(Path(path), tmp_path / "cache").read_bytes())
+    made_of = ingredients.find_brought(manifest, brought.root)
+    assert all(path.is_relative_to(brought.root) for path in ingredients.files(made_of))
+    assert ingredients.record(made_of, tmp_path / "worker", "1f", brought) == manifest
 
 
 def test_what_is_gone_or_changed_is_told(tmp_path: Path, manifest: Manifest, mine: Path) -> None:

@@ -55,8 +55,8 @@ class Cells(WorkerPlugin):
             del self._stops[key]
 
     def transition(self, key: Key, start: str, finish: str, **_: object) -> None:
-        """Called by Dask. `cancelled`: the client has given the task up, or is gone."""
-        if finish == "cancelled" and (stop := self._stops.get(str(key))):
+        """Called by Dask. `released`: the client has given up a task that runs, or is gone."""
+        if finish == "released" and (stop := self._stops.get(str(key))):
             stop.set()
 
     def teardown(self, worker: Worker) -> None:

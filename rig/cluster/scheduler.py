@@ -72,9 +72,10 @@ async def serve(host: str, port: int, tls: Tls | None, store: Path, announce: Ca
     }
     try:
         scheduler = await Scheduler(**options)
-    except OSError as problem:
+    except RuntimeError as problem:  # Dask's, for whatever it was
         raise MachineError(
-            f"no scheduler can be started at {host}:{port}: {problem}", hint="choose another --host or --port"
+            f"no scheduler can be started at {host}:{port}: {problem.__cause__ or problem}",
+            hint="choose another --host or --port",
         ) from problem
     async with scheduler:
         announce(Address(scheduler.address, tls))
