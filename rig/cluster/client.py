@@ -74,7 +74,7 @@ class Link:
             raise MachineError(f"another matrix runs on {self.address.text}", hint="wait for its end")
         self.topic = f"rig-{self.client.id}"
         self.client.subscribe_topic(ALL, self._on_change)
-        self.client.subscribe_topic(LEAVING, lambda event: self._leaving.add(event[1]))
+        self.client.subscribe_topic(LEAVING, self._on_leaving)
         self.client.subscribe_topic(self.topic, self._on_said)
         await self._meet(None)
 
@@ -128,6 +128,9 @@ class Link:
             task.add_done_callback(self._tasks.discard)
         elif message["action"] == "remove-worker" and self.places.pop(worker, None):
             self.events.put_nowait((LEFT, worker, worker in self._leaving))
+
+    def _on_leaving(self, event: tuple[float, str]) -> None:
+        self._leaving.add(event[1])
 
     def _on_said(self, event: tuple[float, dict[str, str]]) -> None:
         self.events.put_nowait((SAID, event[1]["key"], event[1]["text"]))

@@ -1,4 +1,4 @@
-"""A worker whose runs are pretended: `python -m tests.cluster.pretended ADDRESS NAME RIG STORE MARKS [CA CERT KEY]`.
+"""A worker whose runs are pretended: `python -m tests.cluster.pretended ADDRESS NAME STORE MARKS [CA CERT KEY]`.
 
 What a run does is the first word of its scenario's description. Each leaves files in MARKS that say what it did.
 """
@@ -86,23 +86,23 @@ def dask_setup(_worker: object) -> None:
     rig.conductor = module
 
 
-def main(scheduler: str, name: str, rig_: str, store: str, marks: str, *tls: str) -> None:
+def main(scheduler: str, name: str, store: str, marks: str, *tls: str) -> None:
     from rig.cluster import worker
 
     os.environ[MARKS] = marks
     files: Any = map(Path, tls)
     where = address.parse(scheduler, address.tls_of(*files) if tls else None)
-    machine = Machine(name, name, 1, PLENTY, rig_ or rig_id(), "QEMU", "tcg")
+    machine = Machine(name, name, 1, PLENTY, rig_id(), "QEMU", "tcg")
     here = address.LOOPBACK
     announce = lambda: print("ready", flush=True)  # noqa: E731
     asyncio.run(worker.serve(where, here, machine, Path(store), announce, ["tests.cluster.pretended"]))
 
 
-def start(scheduler: str, name: str, rig_: str, directory: Path, *tls: Path) -> subprocess.Popen[str]:
+def start(scheduler: str, name: str, directory: Path, *tls: Path) -> subprocess.Popen[str]:
     """One as a process, ready when its stdout says so."""
     marks = directory / "marks"
     marks.mkdir(exist_ok=True)
-    words = [scheduler, name, rig_, directory / f"store-{name}", marks, *tls]
+    words = [scheduler, name, directory / f"store-{name}", marks, *tls]
     return subprocess.Popen(
         [sys.executable, "-m", "tests.cluster.pretended", *map(str, words)],
         stdin=subprocess.DEVNULL,
