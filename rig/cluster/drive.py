@@ -69,6 +69,7 @@ class Drive:
         self._outcomes: list[Finished | None] = [None] * len(plans)
         for number, plan in enumerate(plans):
             if plan.skip:
+                self._progress.start(plan.id)
                 self._keep(number, self._record(plan, None))
         wanted = [number for number, plan in enumerate(plans) if not plan.skip]
         self._numbers = wanted

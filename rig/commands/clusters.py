@@ -43,6 +43,11 @@ def address_of(args: argparse.Namespace) -> Address | None:
 
     tls = _tls(args)
     if args.cluster is not None:
+        if args.jobs:
+            raise RequestError(
+                "--jobs is for this machine, and a cluster's workers run the cells",
+                hint=f"give it to them: rig cluster {WORKER} --jobs N",
+            )
         return address.parse(args.cluster, tls)
     if tls is not None:
         raise RequestError("TLS is for a cluster", hint="name its scheduler with --cluster")

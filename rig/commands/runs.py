@@ -67,6 +67,7 @@ def matrix(args: argparse.Namespace) -> int:
     from rig.commands.many import Request, carry_out_cells
     from rig.plan import matrix as cells
 
+    cluster = clusters.address_of(args)
     patterns = args.patterns or [NIGHTLY]
     plans = _until(cells(catalogue_of(args), patterns), args.until)
     if args.shard:
@@ -82,7 +83,7 @@ def matrix(args: argparse.Namespace) -> int:
             print("\n".join(room.lines([result for result, _ in finished])))
 
     shard_text = "{}/{}".format(*args.shard) if args.shard else ""
-    request = Request(patterns, shard_text, args.resume, args.retry, clusters.address_of(args))
+    request = Request(patterns, shard_text, args.resume, args.retry, cluster)
     options = dataclasses.replace(options_of(args), refused_is_error=True)
     return carry_out_cells(plans, request, options, show)
 

@@ -29,6 +29,7 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         ("cluster scheduler tcp://127.0.0.1:8786", "a scheduler takes none"),
         ("cluster worker tcp://127.0.0.1:8786 --port 7", "any free port"),
         ("cluster scheduler --tls-ca ca.pem", "three files"),
+        ("matrix panic --cluster 127.0.0.1:9 --jobs 2", "--jobs is for this machine"),
         ("matrix panic --cluster lab", "no address of a scheduler"),
         ("matrix panic --tls-ca a --tls-cert b --tls-key c", "no such file: a, b, c"),
     ],

@@ -29,7 +29,7 @@ from rig.guest.cache import default_root
 from rig.matrix import ENDED_WORKERS
 from rig.model import Options, RunPlan, Verdict
 from rig.pool import Finished
-from tests.cluster.pretended import DIE, PASS, TAMPER, WAIT, start
+from tests.cluster.pretended import DIE, PASS, PLENTY, TAMPER, WAIT, start
 from tests.processes import is_running
 from tests.test_ingredients import made
 from tests.test_pool import SCENARIO, Log, make_plan
@@ -37,6 +37,8 @@ from tests.test_pool import SCENARIO, Log, make_plan
 pytestmark = pytest.mark.vm  # they take long
 
 SECONDS = 60  # that anything may take: a busy machine starts a Dask worker in ten
+
+Process = subprocess.Popen[str]
 
 
 def wait_for(what: Callable[[], object]) -> None:
@@ -48,7 +50,7 @@ def wait_for(what: Callable[[], object]) -> None:
 
 
 @contextlib.contextmanager
-def ending(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
+def ending(process: Process) -> Iterator[Process]:
     with process:
         try:
             yield process
@@ -62,7 +64,7 @@ def ending(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
 
 
 @contextlib.contextmanager
-def scheduler(directory: Path, *words: str | Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+def scheduler(directory: Path, *words: str | Path) -> Iterator[tuple[str, Process]]:
     """`rig cluster scheduler`, with a cache of its own: its address, and its process."""
     command = [sys.executable, "-m", "rig", "cluster", "scheduler", "--port", "0", "--json", *map(str, words)]
     environment = {**os.environ, "RIG_CACHE": str(directory / "scheduler")}
@@ -78,7 +80,7 @@ def scheduler(directory: Path, *words: str | Path) -> Iterator[tuple[str, subpro
         yield read_json(process)["scheduler"], process
 
 
-def read_json(process: subprocess.Popen[str]) -> dict[str, str]:
+def read_json(process: Process) -> dict[str, str]:
     """The document that a process prints when it is ready."""
     assert process.stdout is not None
     text = ""
@@ -91,9 +93,7 @@ def read_json(process: subprocess.Popen[str]) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def workers(
-    where: str, directory: Path, *names: str, tls: tuple[Path, ...] = ()
-) -> Iterator[list[subprocess.Popen[str]]]:
+def workers(where: str, directory: Path, *names: str, tls: tuple[Path, ...] = ()) -> Iterator[list[Process]]:
     with contextlib.ExitStack() as stack:
         started = [stack.enter_context(ending(start(where, name, directory, *tls))) for name in names]
         for process in started:
@@ -276,10 +276,24 @@ def certificate(directory: Path, name: str) -> tuple[Path, Path, Path]:
     return files["ca"], files["cert"], files["key"]
 
 
+def test_what_is_skipped_needs_no_worker_and_what_fits_nowhere_gets_none(cluster: Cluster) -> None:
+    (plan,) = plans({"s": PASS})
+    skipped = replace(plan, skip="no such CPU", scenario=replace(plan.scenario, trigger="sysrq-c"))
+    large = replace(plan, guest=replace(plan.guest, name="large", memory=200 * PLENTY))
+    with cluster.connected() as engine:
+        done = engine.execute([skipped, large], {}, cluster.log, cluster.cancel)
+    assert [outcome and outcome[0].verdict for outcome in done] == [Verdict.SKIP, Verdict.ERROR]
+    assert done[1] is not None
+    assert done[1][0].error is not None
+    assert "not enough memory" in done[1][0].error.message
+    assert not cluster.marks("s", "began")
+    assert not cluster.marks("large", "began")
+
+
 class Guarded:
     """A scheduler that takes TLS, and whom it knows. A worker comes later."""
 
-    def __init__(self, directory: Path, where: str, process: subprocess.Popen[str], ours: tuple[Path, ...]) -> None:
+    def __init__(self, directory: Path, where: str, process: Process, ours: tuple[Path, ...]) -> None:
         self.directory, self.where, self.process, self.ours = directory, where, process, ours
         self.cluster = Cluster(where, directory, address.Tls(*ours))
 
