@@ -165,7 +165,7 @@ def space_row(name: str, directory: Path, wanted: int) -> Row:
 
 def cache_row(cache: Path) -> Row:
     """A cache with packages in it makes the network unnecessary; an empty one is filled by the first run."""
-    packages = sum(1 for _ in cache.rglob("*.deb")) if cache.is_dir() else 0
+    packages = sum(1 for _ in cache.glob("debs/*/*.deb"))  # not all of the cache: kernels are built there
     if packages:
         return Row("packages", State.OK, f"{packages} cached in {cache}; these need no network")
     return Row("packages", State.WARNING, f"none cached in {cache}", "`rig fetch` gets them; it needs the network")

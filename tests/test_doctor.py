@@ -74,8 +74,8 @@ def test_space(tmp_path: Path) -> None:
 
 def test_a_warm_cache_needs_no_network(tmp_path: Path) -> None:
     assert doctor.cache_row(tmp_path / "nowhere").state is State.WARNING
-    (tmp_path / "amd64").mkdir()
-    (tmp_path / "amd64/linux.deb").write_text("")
+    (tmp_path / "debs/0123").mkdir(parents=True)
+    (tmp_path / "debs/0123/linux.deb").write_text("")
     assert doctor.cache_row(tmp_path).state is State.OK
 
 

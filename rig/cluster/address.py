@@ -88,6 +88,11 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def not_ours(address: Address) -> RequestError:
+    """Dask answers a question that it does not know with None: so does a scheduler that is no rig's."""
+    return RequestError(f"{address.text} is no scheduler of the rig", hint="start one with `rig cluster scheduler`")
+
+
 def require_engine() -> None:
     """:raise RequestError: Dask distributed is not installed"""
     try:

@@ -11,11 +11,11 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rig.cluster.address import Address, require_engine, security
+from rig.cluster.address import Address, not_ours, require_engine, security
 from rig.cluster.lab import Place
 from rig.cluster.machine import Machine, rig_id
 from rig.cluster.parcel import Gather, Parcel, gathered
-from rig.errors import Cancelled, MachineError, RequestError
+from rig.errors import Cancelled, MachineError
 from rig.model import Options, RunPlan
 from rig.pool import Capacity, Finished
 from rig.progress import Progress
@@ -64,12 +64,9 @@ class Link:
             raise MachineError(
                 f"no scheduler answers at {self.address.text}: {problem}", hint="`rig cluster scheduler` starts one"
             ) from problem
-        try:
-            mine = await self.client.scheduler.rig_claim(client=self.client.id)
-        except AttributeError as problem:  # Dask's word for an unknown operation
-            raise RequestError(
-                f"{self.address.text} is no scheduler of the rig", hint="start one with `rig cluster scheduler`"
-            ) from problem
+        mine = await self.client.scheduler.rig_claim(client=self.client.id)
+        if mine is None:
+            raise not_ours(self.address)
         if not mine:
             raise MachineError(f"another matrix runs on {self.address.text}", hint="wait for its end")
         self.topic = f"rig-{self.client.id}"

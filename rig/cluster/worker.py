@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from distributed import Nanny
+from distributed.core import rpc
 
-from rig.cluster.address import Address, security
+from rig.cluster.address import Address, not_ours, security
 from rig.cluster.cell import Cells
 from rig.cluster.machine import Machine
 from rig.cluster.scheduler import PAGES
@@ -18,7 +19,7 @@ from rig.cluster.serve import ended_by_signal
 from rig.errors import MachineError
 
 LEAVING = "rig-leaving"  # topic: addresses of workers that end because they were asked to
-CONNECT_SECONDS = 30  # that the scheduler may take to answer at the start
+CONNECT_SECONDS = 10  # that the scheduler may take to answer at the start
 
 
 async def serve(
@@ -33,9 +34,11 @@ async def serve(
 
     preload: modules that each worker process imports first.
 
-    :raise MachineError: the scheduler can't be reached, or is gone
+    :raise RequestError: what answers there is no scheduler of the rig
+    :raise MachineError: nothing answers, or the scheduler is gone
     """
     ended = ended_by_signal()
+    await _require(scheduler)
     options: dict[str, Any] = {
         "nthreads": 1,  # one cell at a time
         "memory_limit": 0,  # Dask would count the worker's memory without its guests'
@@ -54,10 +57,7 @@ async def serve(
         try:
             await asyncio.gather(*nannies)
         except Exception as problem:  # Dask raises what its processes raised, of any kind
-            raise MachineError(
-                f"no worker could be started for {scheduler.text}: {problem}",
-                hint="does `rig cluster scheduler` run there, and with the same TLS authority?",
-            ) from problem
+            raise MachineError(f"no worker could be started for {scheduler.text}: {problem}") from problem
         announce()
         gone = [asyncio.create_task(nanny.finished()) for nanny in nannies]  # type: ignore[no-untyped-call]
         asked = asyncio.create_task(ended.wait())
@@ -69,3 +69,24 @@ async def serve(
         for nanny in nannies:
             with contextlib.suppress(OSError):  # the scheduler may be gone meanwhile
                 await nanny.scheduler.log_event(topic=LEAVING, msg=nanny.worker_address)
+
+
+async def _require(scheduler: Address) -> None:
+    """A nanny would ask for ever.
+
+    :raise RequestError: what answers is no scheduler of the rig
+    :raise MachineError: nothing answers
+    """
+    arguments = security(scheduler.tls).get_connection_args("worker")  # type: ignore[no-untyped-call]
+    try:
+        async with rpc(  # type: ignore[no-untyped-call]
+            scheduler.text, connection_args=arguments, timeout=CONNECT_SECONDS
+        ) as there:
+            answer = await there.rig_lacks(sha256=[])
+    except OSError as problem:
+        raise MachineError(
+            f"no scheduler answers at {scheduler.text}: {problem}",
+            hint="does `rig cluster scheduler` run there, and with the same TLS authority?",
+        ) from problem
+    if answer is None:
+        raise not_ours(scheduler)

@@ -26,7 +26,7 @@ def test_help_is_quick_and_imports_no_room() -> None:
 def test_help_of_every_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     running, reading = ("run", "matrix", "rerun", "selftest", "bench"), ("check", "report", "compare", "history")
-    for name in (*running, *reading, "list", "fetch", "doctor", "shell", "completion"):
+    for name in (*running, *reading, "list", "fetch", "doctor", "shell", "completion", "cluster"):
         with pytest.raises(SystemExit) as raised:
             cli.main([name, "--help"])
         assert raised.value.code == 0

@@ -324,6 +324,13 @@ def test_tls_lets_in_nobody_whom_it_does_not_know(guarded: Guarded, monkeypatch:
             Cluster(where, guarded.directory, tls).run(a=PASS)
 
 
+def test_a_worker_without_a_scheduler_does_not_wait_for_ever(guarded: Guarded, tmp_path: Path) -> None:
+    """Here: with one that speaks TLS only."""
+    with start(guarded.where.replace("tls", "tcp"), "eve", tmp_path) as worker:
+        assert worker.wait(SECONDS) != 0
+    assert "no scheduler answers" in (tmp_path / "eve.err").read_text()
+
+
 def test_over_tls_cells_are_run_and_the_schedulers_end_is_everybodys(guarded: Guarded) -> None:
     cluster = guarded.cluster
     with workers(guarded.where, guarded.directory, "ann", tls=guarded.ours) as (worker,):
