@@ -19,6 +19,7 @@ from rig.errors import Cancelled, MachineError
 from rig.model import Options, RunPlan
 from rig.pool import Capacity, Finished
 from rig.progress import Progress
+from rig.report.wording import plural
 
 T = TypeVar("T")
 POLL = 0.2  # seconds: a threading.Event can't be awaited
@@ -193,8 +194,9 @@ def connected(
             runner.run(_unless(cancel, link.open()))
             runner.run(_unless(cancel, _first_worker(link, options.deadline)))
             machines = link.machines()
-            cpus = sum(machine.cpus for machine in machines)
-            print(f"rig: {len(machines)} machines at {address.text}, with {cpus} CPUs for guests", file=sys.stderr)
+            cpus = plural(sum(machine.cpus for machine in machines), "CPU", "CPUs")
+            count = plural(len(machines), "machine", "machines")
+            print(f"rig: {count} at {address.text}, with {cpus} for guests", file=sys.stderr)
             yield Engine(runner, link, options, gather or _gather(cancel))
         finally:
             runner.run(link.close())

@@ -61,7 +61,7 @@ class Drive:
         self._link, self._gather, self._progress, self._cancel = link, gather, progress, cancel
         self._options = replace(options, remarks={**options.remarks, **remarks})
         self._tasks: dict[str, asyncio.Task[Finished]] = {}  # by worker
-        self._ids: dict[str, str] = {}  # of runs, by the key of their Dask task
+        self._keys: dict[str, str] = {}  # of Dask tasks, by worker; until their ends are seen: their words come before
 
     async def run(self, plans: Sequence[RunPlan]) -> list[Finished | None]:
         """As rig.batch.Execute says."""
@@ -123,20 +123,28 @@ class Drive:
                 what, whom, more = await self._link.events.get()
         except TimeoutError:
             return
-        if what == SAID and whom in self._ids:
-            self._progress.say(self._ids[whom], more)
+        if what == SAID:
+            self._said(whom, more)
         elif what == ENDED and whom in self._tasks and self._tasks[whom] is more:
             self._ended(whom)
         elif what == JOINED and whom in self._link.places:  # and not gone again meanwhile
             self._lab.join(more)
         elif what == LEFT:
+            self._keys.pop(whom, None)
             if task := self._tasks.pop(whom, None):
                 task.cancel()
             self._lost(whom, asked=more)
 
+    def _said(self, key: str, text: str) -> None:
+        """A run's phase, or a note; of one that was given up meanwhile, nothing."""
+        worker = next((worker for worker, known in self._keys.items() if known == key), None)
+        if worker is not None:
+            self._progress.say(self._plans[self._numbers[self._lab.running(worker)]].id, text)
+
     def _ended(self, worker: str) -> None:
         """Its cell has a result, or its worker is gone."""
         task = self._tasks.pop(worker)
+        self._keys.pop(worker, None)
         gone = None if task.cancelled() else task.exception()
         if isinstance(gone, WorkerGone):
             self._lost(worker, asked=not gone.blame)
@@ -188,7 +196,7 @@ class Drive:
         options = replace(self._options, remarks={**self._options.remarks, **told})
         order = cell.Order(key, self._link.topic, plan, parcel.manifest, options)
         client = self._link.client
-        self._ids[key] = plan.id
+        self._keys[where.worker] = key
         future = client.submit(cell.run, order, key=key, workers=[where.worker], pure=False)
         try:
             blob = await future
@@ -197,7 +205,6 @@ class Drive:
         except FutureCancelledError:  # by Dask, which has lost the scheduler
             raise WorkerGone(blame=False) from None
         finally:
-            del self._ids[key]
             with contextlib.suppress(OSError):  # when the scheduler is gone there is nothing to give up
                 await client.cancel([future])
         return await asyncio.to_thread(place, blob, plan, parcel.manifest, self._options.results)

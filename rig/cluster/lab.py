@@ -87,6 +87,10 @@ class Lab:
             tried.add(like)
         return None
 
+    def running(self, worker: str) -> int:
+        """The cell that runs on this worker."""
+        return self._running[worker]
+
     def end(self, worker: str) -> int:
         """The cell on this worker has ended: its number."""
         return self._running.pop(worker)

@@ -49,6 +49,7 @@ async def serve(
         "preload": list(preload),
         "death_timeout": CONNECT_SECONDS,
         "dashboard_address": PAGES,
+        "config": {"distributed.worker.profile.enabled": False},  # it looks at the running cell 100 times a second
     }
     nannies = [Nanny(scheduler.text, name=f"{machine.name}-{machine.id}-{n}", **options) for n in range(machine.cpus)]
     async with contextlib.AsyncExitStack() as stack:
