@@ -20,6 +20,7 @@ from rig.errors import MachineError
 
 LEAVING = "rig-leaving"  # topic: addresses of workers that end because they were asked to
 CONNECT_SECONDS = 10  # that the scheduler may take to answer at the start
+START_SECONDS = 120  # that a worker process may take until it is registered: it starts again while guests have the CPUs
 
 
 async def serve(
@@ -47,7 +48,7 @@ async def serve(
         "local_directory": str(store / "scratch"),
         "plugins": (Cells(machine, store),),
         "preload": list(preload),
-        "death_timeout": CONNECT_SECONDS,
+        "death_timeout": START_SECONDS,
         "dashboard_address": PAGES,
         "config": {"distributed.worker.profile.enabled": False},  # it looks at the running cell 100 times a second
     }
@@ -66,7 +67,10 @@ async def serve(
         for task in left:
             task.cancel()
         if asked not in done:
-            raise MachineError(f"the scheduler {scheduler.text} is gone", hint="start it and this worker again")
+            raise MachineError(
+                f"the scheduler {scheduler.text} is gone, or a worker process could not be started again",
+                hint="start it, if it is gone, and this worker again",
+            )
         for nanny in nannies:
             with contextlib.suppress(OSError):  # the scheduler may be gone meanwhile
                 await nanny.scheduler.log_event(topic=LEAVING, msg=nanny.worker_address)
