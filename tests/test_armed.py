@@ -9,7 +9,7 @@ import pytest
 from rig import armed
 from rig.guest.arming import Self
 from rig.guest.keys import RunKeys
-from rig.model import Arch, DumpTo, Firmware, Ingredients, KernelFiles, Options, Range, Repeat, RunPlan, Userland
+from rig.model import Arch, Brought, DumpTo, Firmware, Ingredients, KernelFiles, Options, Range, Repeat, RunPlan, Userland
 from rig.vm.qemu import MachineSpec, Standing
 from rig.vm.template import Template
 from tests.forge import GUEST, scenario
@@ -69,6 +69,7 @@ SCENARIO = PLAN.scenario
         ({}, ""),
         ({"options": Options(template=False)}, "--no-template"),
         ({"options": Options(repeat=Repeat(MADE_OF, {}))}, "done again"),
+        ({"options": Options(repeat=Repeat(MADE_OF, {}, Brought(Path("there"), {})))}, ""),
         ({"accel": "kvm"}, "kvm"),
         ({"plan": replace(PLAN, guest=replace(GUEST, hypervisor="xen"))}, "hypervisor"),
         ({"plan": replace(PLAN, guest=replace(GUEST, firmware=Firmware.UEFI))}, "firmware"),
