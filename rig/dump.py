@@ -19,7 +19,7 @@ from rig.guest import disk, makedumpfile, ssh
 from rig.guest.keys import RunKeys
 from rig.guest.ssh import GuestSsh
 from rig.memory import kdump, vmcore
-from rig.memory.dump import DumpHashes, Flattened, Words, cut
+from rig.memory.dump import DumpHashes, Flattened, Words, cut, file_size
 from rig.model import PAGE_SIZE, Dump, DumpTo, Options, Scenario
 from rig.vm.deadline import Deadline
 from rig.vm.qemu import Vm
@@ -137,7 +137,7 @@ def take(
     """
     raw = scenario.dump is Dump.RAW
     command = RAW if raw else makedumpfile.command(scenario.dump_options, VMCORE)
-    size = max(load.offset + load.size for load in headers.loads)
+    size = file_size(headers.loads)
     deadline = Deadline.after(options.deadline + size / SLOWEST, f"`{command}` to end")
     started = time.monotonic()
     meter = _Meter(listener, size, scenario.dump)

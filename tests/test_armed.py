@@ -9,7 +9,19 @@ import pytest
 from rig import armed
 from rig.guest.arming import Self
 from rig.guest.keys import RunKeys
-from rig.model import Arch, Brought, DumpTo, Firmware, Ingredients, KernelFiles, Options, Range, Repeat, RunPlan, Userland
+from rig.model import (
+    Arch,
+    Brought,
+    DumpTo,
+    Firmware,
+    Ingredients,
+    KernelFiles,
+    Options,
+    Range,
+    Repeat,
+    RunPlan,
+    Userland,
+)
 from rig.vm.qemu import MachineSpec, Standing
 from rig.vm.template import Template
 from tests.forge import GUEST, scenario

@@ -13,7 +13,7 @@ from rig.facts import Facts
 from rig.handover import Live
 from rig.memory import identity
 from rig.memory.identity import IdentityMap, Span
-from rig.memory.walk import AddressSpace, ProblemKind, walk
+from rig.memory.walk import AddressSpace, ProblemKind, require_all_read, walk
 from rig.model import PAGE_SIZE, CheckResult, CpuState, Range, Verdict
 
 NAME = "identity-map-complete"
@@ -155,7 +155,7 @@ def _with_paging(facts: Facts, way: Way, tables: Live, needs: Sequence[Need]) ->
 
 def _walk(way: Way, tables: Live) -> AddressSpace:
     assert tables.mode is not None
-    space = walk(way.memory, tables.mode, tables.root, pse=tables.pse, nx=tables.nx)
+    space = require_all_read(walk(way.memory, tables.mode, tables.root, pse=tables.pse, nx=tables.nx))
     if any(p.kind is ProblemKind.TOO_MANY for p in space.problems):
         raise EvidenceError(f"the tables at {tables.root:#x} map too much to be listed: {space.count} pages")
     return space

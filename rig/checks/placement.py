@@ -20,7 +20,7 @@ from rig.memory.levels import MODES
 from rig.memory.paging import NotMapped
 from rig.memory.physical import OutsideMemory
 from rig.memory.twins import StrayTwin, stray_twins
-from rig.memory.walk import walk
+from rig.memory.walk import AddressSpace, require_all_read, walk
 from rig.model import PAGE_SIZE, Checkpoint, CheckResult, PagingMode, Range, Verdict
 
 CODE, STACK, DATA = "control code", "stack", "data"
@@ -220,11 +220,16 @@ def _used(evidence: Evidence, way: Way) -> dict[int, str]:
     # not those of the old CR3: what hangs below the crashed task's pgd now may be damage, which others judge
     for tables in dict.fromkeys(Live.of(step.state) for step in way.switched):
         if tables.mode is not None:
-            for reached in walk(way.memory, tables.mode, tables.root, pse=tables.pse, nx=tables.nx).tables:
+            for reached in _space(way, tables).tables:
                 page = reached.address & ~(PAGE_SIZE - 1)
                 if page not in own:
                     used.setdefault(page, TRANSITION)
     return used
+
+
+def _space(way: Way, tables: Live) -> AddressSpace:
+    assert tables.mode is not None
+    return require_all_read(walk(way.memory, tables.mode, tables.root, pse=tables.pse, nx=tables.nx))
 
 
 def _copying_tables(way: Way) -> list[int]:
@@ -234,7 +239,7 @@ def _copying_tables(way: Way) -> list[int]:
         if tables.mode is not None:
             bits = MODES[tables.mode].virtual_bits
             lower = 1 << (bits if bits == 32 else bits - 1)
-            space = walk(way.memory, tables.mode, tables.root, pse=tables.pse, nx=tables.nx)
+            space = _space(way, tables)
             found += [t.address & ~(PAGE_SIZE - 1) for t in space.tables if t.virtual < lower]
     return found
 

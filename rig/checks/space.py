@@ -15,7 +15,7 @@ from rig.memory.diff import bytes_changed, changed_ranges
 from rig.memory.paging import EntryChanges, NotMapped
 from rig.memory.physical import Memory, OutsideMemory
 from rig.memory.spaces import Difference, compare, worst
-from rig.memory.walk import AddressSpace, walk
+from rig.memory.walk import AddressSpace, require_all_read, walk
 from rig.model import Checkpoint, CheckResult, PagingMode, Verdict
 
 SHOWN = 8  # changed tables, and changed entries of each, that the figures tell
@@ -118,7 +118,7 @@ def _mode(facts: Facts) -> PagingMode:
 
 def _whole(memory: Memory, mode: PagingMode, root: Root) -> AddressSpace:
     """All that a root maps. Raises EvidenceError when a table is missing, or it maps nothing at all."""
-    space = walk(memory, mode, root.table)
+    space = require_all_read(walk(memory, mode, root.table))
     lacking = [p for p in space.problems if p.kind is paging.ProblemKind.OUTSIDE_MEMORY]
     if lacking:
         raise EvidenceError(f"the {root.name}'s tables at panic are not all there: {lacking[0].detail}")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import gzip
 import re
 import shlex
 from collections.abc import Callable, Mapping
@@ -18,6 +17,7 @@ from rig.errors import GuestCommandFailed, GuestError, NotOffered, UnsuitableKer
 from rig.facts import PerCpu
 from rig.guest.cache import Cache
 from rig.kernel import efi, symbols
+from rig.kernel.payload import Undecodable, decompress
 from rig.late import late
 from rig.loads import LOADS, NOTHING, Load
 from rig.model import CRASH_KERNEL, LoadKind, Range, Scenario
@@ -35,6 +35,7 @@ TRIGGER = "/rig/trigger.ko"
 # Bytes of a CPU's crash notes in 2.6.18 (MAX_NOTE_BYTES, include/linux/kexec.h). Kernels without crash_notes_size don't
 # tell, and this is the most that it ever was.
 NOTE_BYTES = 1024
+_MOST_KALLSYMS = 128 << 20  # bytes of /proc/kallsyms; a distribution's kernel has 10 MB
 FLAGS = {LoadKind.CRASH: "-p", LoadKind.PLAIN: "-l", LoadKind.JUMP: "", LoadKind.NONE: ""}
 
 # "percpu: Embedded 62 pages/cpu s217088 r8192 d28672 u1048576" (mm/percpu.c, pcpu_embed_first_chunk)
@@ -240,11 +241,15 @@ def all_symbols(
         except ValueError as problem:
             listener(f"note: {cache.root / place} is damaged ({problem})")
     listener("note: reading the kernel's symbols, once for each kernel")
-    text = gzip.decompress(_read_kallsyms(shell, deadline)).decode()
+    try:
+        text = decompress(_read_kallsyms(shell, deadline), _MOST_KALLSYMS).decode(errors="replace")
+    except Undecodable as problem:
+        raise GuestError(f"/proc/kallsyms did not come whole out of the guest: {problem}") from problem
     packed = symbols.pack(symbols.parse_all(text, modules=False))
+    found = symbols.unpack(packed, running)
     # the cache isn't locked meanwhile: others would wait for this guest, and this guest for their downloads
     cache.keep(place, packed)
-    return symbols.unpack(packed, running)
+    return found
 
 
 def _read_kallsyms(shell: Shell, deadline: Deadline) -> bytes:

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import bz2
 import errno
-import gzip
-import io
-import lzma
 import os
 import re
 import shutil
 import subprocess
 import tarfile
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import IO, cast
 
-import zstandard
-from elftools.common.exceptions import ELFError
-from elftools.elf.elffile import ELFFile
-
+from rig import elf
+from rig.elf import ElfError
 from rig.errors import MachineError, PackageError
+from rig.kernel.payload import MOST, Undecodable, decompress
 
 # boot/ in Debian up to 13; later vmlinuz lies beside the modules.
 _BOOT = re.compile(r"\./(boot/|(usr/)?lib/modules/[^/]+/(vmlinuz|System\.map|config)$)")
@@ -51,30 +47,26 @@ def unpack(deb: Path, into: Path) -> None:
 
 
 def decompress_module(data: bytes, suffix: str) -> bytes:
-    """A .ko as it is loaded, from .ko.xz, .ko.zst, .ko.gz, .ko.bz2 (suffix: `.xz`..., empty: as it is)."""
-    match suffix:
-        case "":
-            return data
-        case ".xz":
-            return lzma.decompress(data)
-        case ".gz":
-            return gzip.decompress(data)
-        case ".bz2":
-            return bz2.decompress(data)
-        case ".zst":
-            return zstandard.ZstdDecompressor().decompressobj().decompress(data)
-    raise ValueError(f"modules aren't compressed as {suffix!r}")
+    """A .ko as it is loaded, from .ko.xz, .ko.zst, .ko.gz, .ko.bz2 (suffix: `.xz`..., empty: as it is).
+
+    :raise Undecodable: broken, or too large when unpacked
+    """
+    return decompress(data) if suffix else data
 
 
 def module_depends(module: bytes) -> tuple[str, ...]:
-    """The modules that must be loaded before this one: `depends=` of its .modinfo section."""
+    """The modules that must be loaded before this one: `depends=` of its .modinfo section.
+
+    :raise PackageError: not a module that can be read
+    """
     try:
-        section = ELFFile(io.BytesIO(module)).get_section_by_name(".modinfo")
-    except ELFError as error:
+        file = elf.of_bytes(module)
+        section = file.section(".modinfo")
+        strings = file.data(section).split(b"\0") if section else []
+    except ElfError as error:
         raise PackageError(f"not a kernel module: {error}") from error
-    strings = section.data().split(b"\0") if section else []
-    depends = [item.removeprefix(b"depends=").decode() for item in strings if item.startswith(b"depends=")]
-    return tuple(name for value in depends for name in value.split(",") if name)
+    depends = [item.removeprefix(b"depends=") for item in strings if item.startswith(b"depends=")]
+    return tuple(name for value in depends for name in value.decode(errors="backslashreplace").split(",") if name)
 
 
 def unpack_kernel(deb: Path, into: Path, modules: Sequence[str]) -> None:
@@ -123,24 +115,66 @@ def _extract(deb: Path, into: Path, modules: set[str], *, boot: bool) -> set[str
         assert process.stdout is not None
         assert process.stderr is not None
         try:
-            with tarfile.open(fileobj=process.stdout, mode="r|", bufsize=1 << 20) as archive:
-                for member in archive:
-                    if match := _MODULE.match(member.name):
-                        if _plain(match["name"]) in modules and (stream := archive.extractfile(member)):
-                            module = decompress_module(stream.read(), match["suffix"] or "")
-                            depends |= set(module_depends(module))
-                            _write(into / member.name.removesuffix(match["suffix"] or ""), module)
-                    elif boot and _BOOT.match(member.name) and member.isfile():
-                        stream = archive.extractfile(member)
-                        assert stream is not None
-                        _write(into / member.name, stream.read())
-        except (tarfile.TarError, lzma.LZMAError, zstandard.ZstdError, EOFError) as error:
+            for path, data, is_module in kernel_files(process.stdout, modules, boot=boot):
+                if is_module:
+                    depends |= set(module_depends(data))
+                _write(into / path, data)
+        except PackageError as error:
             words = process.stderr.read().decode(errors="replace").strip()
-            raise PackageError(f"{deb.name} can't be unpacked: {words or error}") from error
+            raise PackageError(f"{deb.name} can't be unpacked: {words or error.message}") from error
         words = process.stderr.read().decode(errors="replace").strip()
     if process.returncode:
         raise PackageError(f"{deb.name} can't be unpacked: {words}")
     return depends
+
+
+def kernel_files(stream: IO[bytes], modules: set[str], *, boot: bool) -> Iterator[tuple[PurePosixPath, bytes, bool]]:
+    """(relative path, content, whether it is a module) of what is wanted of the tar archive of a kernel's package.
+
+    Modules come unpacked, by their plain names; boot: the boot files, too.
+
+    :raise PackageError: not a tar archive, a path that leads out of it, a file that is too large or can't be unpacked
+    """
+    try:
+        with tarfile.open(fileobj=cast(IO[bytes], _Finite(stream)), mode="r|", bufsize=1 << 20) as archive:
+            for member in archive:
+                match = _MODULE.match(member.name)
+                wanted = _plain(match["name"]) in modules if match else boot and _BOOT.match(member.name)
+                if not wanted or not member.isfile():
+                    continue
+                suffix = (match["suffix"] or "") if match else ""
+                path = PurePosixPath(member.name.removesuffix(suffix))
+                if ".." in path.parts:
+                    raise PackageError(f"it has a file at {member.name!r}, which leads out of the package")
+                data = _content(archive, member)
+                yield path, decompress_module(data, suffix) if match else data, match is not None
+    except Undecodable as error:
+        raise PackageError(f"a module in it: {error}") from error
+    except (tarfile.TarError, EOFError, ValueError) as error:
+        raise PackageError(f"its archive is broken: {error}") from error
+
+
+class _Finite:
+    """A stream that ends but once: to skip a member said to have 2^60 bytes, tarfile would read on behind the end."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self._patience = 3  # a good archive is asked for more once or twice
+
+    def read(self, size: int) -> bytes:
+        blob = self._stream.read(size)
+        self._patience -= not blob
+        if not self._patience:
+            raise EOFError("it ends before what its headers promise")
+        return blob
+
+
+def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    if member.size > MOST:
+        raise PackageError(f"{member.name!r} in it is said to have {member.size} bytes")
+    stream = archive.extractfile(member)
+    assert stream is not None  # a file
+    return stream.read()
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import functools
-import gzip
 import hashlib
-import zlib
 from pathlib import Path
 
-from elftools.common.exceptions import ELFError
-
+from rig.elf import ElfError
 from rig.errors import PackageError
 from rig.guest.packages import PackageCache
 from rig.kernel.build_id import build_id
+from rig.kernel.payload import Undecodable, decompress
 from rig.model import Arch, HypervisorFiles
 
 _IMAGES = "boot/xen-*.gz"
@@ -42,7 +40,7 @@ def obtain(package: str, cache: PackageCache) -> HypervisorFiles:
 def _build_id(path: Path) -> bytes:
     try:
         found = build_id(path)
-    except ELFError as error:
+    except ElfError as error:
         raise PackageError(f"{path} is not an ELF file: {error}") from error
     if found is None:
         raise PackageError(f"{path} has no build ID: whether it fits the hypervisor's image can't be told")
@@ -59,6 +57,6 @@ def _only(tree: Path, pattern: str, package: str) -> Path:
 
 def _unpack(packed: Path, path: Path) -> None:
     try:
-        path.write_bytes(gzip.decompress(packed.read_bytes()))
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        path.write_bytes(decompress(packed.read_bytes()))
+    except Undecodable as error:
         raise PackageError(f"{packed} can't be unpacked: {error}") from error

@@ -25,7 +25,7 @@ from rig.guest.packages import Package, PackageCache
 from rig.guest.repository import digest
 from rig.kernel import ages, make
 from rig.kernel.build import Ticker
-from rig.kernel.payload import decompress
+from rig.kernel.payload import Undecodable, decompress
 from rig.model import Arch, KernelFiles, Userland
 
 SOURCES = ("busybox", "kexec-tools")
@@ -206,7 +206,11 @@ class _Build:
         tree.mkdir()
         self._log(tree).unlink(missing_ok=True)
         argv = ["tar", "-x", "--strip-components=1", "--no-same-owner", "-C", str(tree)]
-        done = subprocess.run(argv, input=decompress(archive.read_bytes()), capture_output=True)
+        try:
+            unpacked = decompress(archive.read_bytes())
+        except Undecodable as problem:
+            raise PackageError(f"{archive.name} can't be unpacked: {problem}") from problem
+        done = subprocess.run(argv, input=unpacked, capture_output=True)
         if done.returncode:
             raise PackageError(f"{archive.name} can't be unpacked: {done.stderr.decode(errors='replace')[-500:]}")
         return tree

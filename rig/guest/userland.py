@@ -5,13 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, cast
 
-from elftools.common.exceptions import ELFError
-from elftools.elf.dynamic import DynamicSection
-from elftools.elf.elffile import ELFFile
-from elftools.elf.segments import InterpSegment
-
+from rig import elf
+from rig.elf import ElfError
 from rig.errors import PackageError
 from rig.model import Arch, Userland
 
@@ -27,17 +23,14 @@ class Needs:
 def elf_needs(path: Path) -> Needs:
     """Read PT_INTERP and DT_NEEDED. A static program has neither.
 
-    :raise PackageError: not an ELF file
+    :raise PackageError: not an ELF file, or a broken one
     """
     try:
         with path.open("rb") as stream:
-            elf = ELFFile(stream)
-            interpreters = [s.get_interp_name() for s in elf.iter_segments() if isinstance(s, InterpSegment)]
-            dynamic = elf.get_section_by_name(".dynamic")
-            tags = list(dynamic.iter_tags("DT_NEEDED")) if isinstance(dynamic, DynamicSection) else []
-    except ELFError as error:
+            file = elf.of_file(stream)
+            return Needs(file.interpreter(), file.needed())
+    except ElfError as error:
         raise PackageError(f"{path} is not an ELF file: {error}") from error
-    return Needs(interpreters[0] if interpreters else None, tuple(cast(Any, tag).needed for tag in tags))
 
 
 def inside(tree: Path, path: Path) -> Path | None:

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from elftools.elf.elffile import ELFFile
-from elftools.elf.sections import NoteSection
+from rig import elf
+
+_GNU_BUILD_ID = "GNU", 3  # name and type of the note: NT_GNU_BUILD_ID
 
 
 def build_id(path: Path) -> bytes | None:
     """The NT_GNU_BUILD_ID note of an ELF file; None when it has none (ld(1), --build-id).
 
-    :raise ELFError: not an ELF file
+    :raise ElfError: not an ELF file, or a broken one
     """
     with path.open("rb") as stream:
-        for section in ELFFile(stream).iter_sections():
-            if isinstance(section, NoteSection):
-                for note in section.iter_notes():
-                    if note["n_type"] == "NT_GNU_BUILD_ID":
-                        return bytes.fromhex(note["n_desc"])
-    return None
+        found = elf.of_file(stream).notes()
+        return next((data for name, kind, data in found if (name, kind) == _GNU_BUILD_ID), None)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import struct
 
-from rig.errors import EvidenceError
+from rig.errors import EvidenceError, GuestError
 from rig.memory.physical import Memory, OutsideMemory
 
 SIGNATURE = b"IBI SYST"  # UEFI specification, "EFI Table Header"
 SYSTEM_TABLE = 120  # bytes; efi_system_table_64_t and efi_config_table_64_t, include/linux/efi.h
 CONFIGURATION_TABLE = 24  # bytes of each
 _COUNT = 104  # offset in the system table; what follows it, their address, is a virtual one by then
+_WORD = re.compile(r"(0x)?[0-9a-f]{1,16}", re.ASCII)
 _MOST = 1024  # configuration tables: more are none
 
 # /sys/kernel/boot_params/data, struct efi_info (arch/x86/include/uapi/asm/bootparam.h): 32 bytes from 0x1c0.
@@ -21,8 +23,14 @@ COMMAND = (
 
 
 def parse(text: str) -> tuple[int, int] | None:
-    """What COMMAND prints -> physical addresses of system table and configuration tables; None without 64-bit EFI."""
-    config, *info = [int(word, 16) for word in text.split()] or [0]
+    """What COMMAND prints -> physical addresses of system table and configuration tables; None without 64-bit EFI.
+
+    :raise GuestError: it is something else
+    """
+    words = text.split()
+    if not all(_WORD.fullmatch(word) for word in words):
+        raise GuestError(f"the guest tells of EFI's tables what is none: {text[:200]!r}")
+    config, *info = [int(word, 16) for word in words] or [0]
     if len(info) != 8 or info[0].to_bytes(4, "little") != b"EL64":
         return None
     return info[6] << 32 | info[1], config

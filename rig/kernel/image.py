@@ -20,6 +20,7 @@ from rig.model import Arch, PagingMode
 _SECTOR = 512
 # bytes; syssize counts them, rounded up. Up to 2.6.2x the file itself was not filled up (arch/i386/boot/tools/build.c).
 _PARAGRAPH = 16
+_RELEASE = re.compile(r"[0-9A-Za-z][!-.0-~]{0,63}")  # __NEW_UTS_LEN; no / in it: /lib/modules/RELEASE
 _HEADER_END = 0x268  # the fields used here end before it
 _LOADED_HIGH = 1 << 0  # loadflags: a bzImage, not a zImage
 _XLF_KERNEL_64 = 1 << 0  # xloadflags: has the 64-bit entry point
@@ -132,7 +133,7 @@ def parse(data: bytes, *, read_config: bool = True) -> BzImage:
     config = embedded_config(vmlinux) if isinstance(vmlinux, bytes) else None
     note = vmlinux if isinstance(vmlinux, str) else "is not embedded (CONFIG_IKCONFIG is not set to y)"
     return BzImage(
-        release=version.split()[0],
+        release=release_of(version.split()[0]),
         version_string=version,
         arch=_old_arch(vmlinux, config) if old else _arch(data),
         protocol=protocol,
@@ -141,6 +142,16 @@ def parse(data: bytes, *, read_config: bool = True) -> BzImage:
         config=config,
         config_note="" if config is not None else f"the configuration {note}",
     )
+
+
+def release_of(text: str) -> str:
+    """What a kernel tells as its release, when that can be one: it names directories (modules, the cache).
+
+    :raise UnsuitableKernel: it can't. The message reads on from the file's name.
+    """
+    if not _RELEASE.fullmatch(text):
+        raise UnsuitableKernel(f"has a release that no kernel can have: {text[:80]!r}")
+    return text
 
 
 def embedded_config(vmlinux: bytes) -> Mapping[str, str] | None:

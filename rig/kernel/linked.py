@@ -10,16 +10,14 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 
-from elftools.common.exceptions import ELFError
-from elftools.elf.elffile import ELFFile
-
+from rig import elf
+from rig.elf import ElfError
 from rig.errors import UnsuitableKernel
+from rig.kernel.image import release_of
 from rig.model import Arch, Guest, Kernel, KernelFiles
 
-MAGIC = b"\x7fELF"
 # How kexec is told; kexec(8). An old kernel reads no memory map but that on its command line.
 OPTIONS = "--args-linux --pass-memmap-cmdline"
 _ARCHS = {"EM_386": Arch.I386, "EM_X86_64": Arch.AMD64}
@@ -40,7 +38,7 @@ def is_elf(path: Path) -> bool:
     """Whether a file is an ELF file; one that can't be read is none."""
     try:
         with path.open("rb") as stream:
-            return stream.read(len(MAGIC)) == MAGIC
+            return stream.read(len(elf.MAGIC)) == elf.MAGIC
     except OSError:
         return False
 
@@ -48,15 +46,16 @@ def is_elf(path: Path) -> bool:
 def parse(data: bytes) -> Linked:
     """:raise UnsuitableKernel: not the vmlinux of an x86 kernel. The message reads on from the file's name."""
     try:
-        elf = ELFFile(BytesIO(data))
-        loads = [segment.header for segment in elf.iter_segments("PT_LOAD")]
-    except (ELFError, UnicodeDecodeError) as error:
+        file = elf.of_bytes(data)
+        loads = [segment for segment in file.segments if segment.type == elf.PT_LOAD]
+    except ElfError as error:
         raise UnsuitableKernel(f"is a broken ELF file: {error}") from error
     banner = _BANNER.search(data)
-    if elf["e_type"] != "ET_EXEC" or elf["e_machine"] not in _ARCHS or not loads or banner is None:
+    if file.type != "ET_EXEC" or file.machine not in _ARCHS or not loads or banner is None:
         raise UnsuitableKernel("is an ELF file, but not the vmlinux of an x86 kernel")
-    place = min(load["p_paddr"] for load in loads), max(load["p_paddr"] + load["p_memsz"] for load in loads)
-    return Linked(banner[1].decode(), _ARCHS[elf["e_machine"]], place, hashlib.sha256(data).hexdigest())
+    place = min(load.physical for load in loads), max(load.physical + load.memory_size for load in loads)
+    release = release_of(banner[1].decode(errors="replace"))
+    return Linked(release, _ARCHS[file.machine], place, hashlib.sha256(data).hexdigest())
 
 
 def obtain(kernel: Kernel, path: Path, guest: Guest) -> KernelFiles:

@@ -26,7 +26,7 @@ from rig.model import PAGE_SIZE
 DESTINATION, INDIRECTION, DONE, SOURCE, ZERO = 1, 2, 4, 8, 16
 _FLAGS = DESTINATION | INDIRECTION | DONE | SOURCE | ZERO
 NOWHERE = (1 << 64) - 1  # instead of the source of a page that is filled with zeroes
-MOST = 1 << 22  # words: more than any list for 16 GiB has; beyond that it runs in a circle
+MOST = 1 << 22  # words: more than any list for 16 GiB has
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,11 @@ class PageList:
 def read(memory: Memory, head: int, word: int) -> PageList:
     """Follow the list. head: the struct's first word. word: bytes of a word.
 
-    :raise EvidenceError: it leads out of memory, has no end, or a word that is none of these
+    :raise EvidenceError: it leads out of memory, has no end, or a word that is none of these. Each of its pages ends
+        with the way to the next one at the latest (kimage_add_entry(), kernel/kexec_core.c)
     """
     pairs: list[tuple[int, int]] = []
-    lists: list[int] = []
+    lists: dict[int, None] = {}
     entry, at, destination = head, 0, None
     for _ in range(MOST):
         flag, page = entry & _FLAGS, entry & ~(PAGE_SIZE - 1)
@@ -54,7 +55,9 @@ def read(memory: Memory, head: int, word: int) -> PageList:
             pages = np.array(pairs, np.uint64).reshape(-1, 2)
             return PageList(pages[:, 0], pages[:, 1], tuple(lists), at)
         if flag == INDIRECTION:
-            lists.append(page)
+            if page in lists:
+                raise EvidenceError(f"the image's list of pages runs in a circle: back to {page:#x} from {at:#x}")
+            lists[page] = None
             at = page - word
         elif flag == DESTINATION:
             destination = page
@@ -66,6 +69,8 @@ def read(memory: Memory, head: int, word: int) -> PageList:
         if not lists:
             raise EvidenceError(f"the image's list of pages begins with {entry:#x}, which leads to no page of a list")
         at += word
+        if flag != INDIRECTION and at % PAGE_SIZE == 0:
+            raise EvidenceError(f"the image's list of pages runs over the end of its page at {at:#x}")
         try:
             entry = int.from_bytes(memory.read(at, word), "little")
         except OutsideMemory as problem:

@@ -8,6 +8,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rig import elf
+from rig.elf import ElfError
 from rig.errors import UnsuitableKernel
 from rig.late import late
 from rig.model import MACHINE_KEXEC as MACHINE_KEXEC
@@ -16,14 +18,8 @@ from rig.model import PAGE_SIZE, Range, Symbol
 if TYPE_CHECKING:
     import numpy as np
     import zstandard
-    from elftools.common import exceptions
-    from elftools.elf import sections
-    from elftools.elf.elffile import ELFFile
 else:
     np, zstandard = late("numpy"), late("zstandard")
-    # most runs take the symbols from the guest
-    exceptions, sections = late("elftools.common.exceptions"), late("elftools.elf.sections")
-    ELFFile = late("elftools.elf.elffile:ELFFile")
 
 # The instant `panic` (DESIGN), best first. Kernels before 4.7 (7bbee5ca3896) have no __crash_kexec.
 PANIC_SYMBOLS = ("__crash_kexec", "crash_kexec")
@@ -118,7 +114,7 @@ def unpack(packed: bytes, running: Mapping[str, int]) -> dict[int, str]:
         data = zstandard.decompress(packed, max_output_size=MOST)
         [count] = np.frombuffer(data, "<u8", 1).tolist()
         addresses = np.frombuffer(data, "<u8", count, offset=8)
-        names = data[8 + addresses.nbytes :].decode().split("\n")
+        names = data[8 + addresses.nbytes :].decode().split("\n") if count else []
     except (zstandard.ZstdError, OverflowError) as problem:
         raise ValueError(str(problem)) from problem
     if len(names) != count:
@@ -198,12 +194,12 @@ def _symbol_table(image: Path) -> list[tuple[str, int]]:
     """(name, address) of an ELF file's symbols. UnsuitableKernel when it is none, or has no symbol table."""
     try:
         with image.open("rb") as file:
-            table = ELFFile(file).get_section_by_name(".symtab")
-            if not isinstance(table, sections.SymbolTableSection):
-                raise UnsuitableKernel(f"{image} has no symbol table", hint="give the unstripped vmlinux")
-            return [(s.name, int(s["st_value"])) for s in table.iter_symbols() if s.name and s["st_value"]]
-    except (OSError, exceptions.ELFError) as problem:
+            table = elf.of_file(file).symbols()
+    except (OSError, ElfError) as problem:
         raise UnsuitableKernel(f"{image} is not a vmlinux: {problem}") from problem
+    if table is None:
+        raise UnsuitableKernel(f"{image} has no symbol table", hint="give the unstripped vmlinux")
+    return [(name, value) for name, value in table if value]
 
 
 def from_vmlinux(vmlinux: Path, running: Mapping[str, int]) -> dict[int, str]:

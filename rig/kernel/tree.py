@@ -7,8 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from elftools.common.exceptions import ELFError
-
+from rig.elf import MAGIC, ElfError
 from rig.errors import RequestError
 from rig.kernel.build_id import build_id
 from rig.kernel.image import BzImage, inspect, parse_config, uncompressed
@@ -18,7 +17,6 @@ OPTION = "--kernel-tree"
 # The x86 directories were one each up to 2.6.23; later trees have links there.
 _IMAGES = tuple(Path("arch", arch, "boot/bzImage") for arch in ("x86", "i386", "x86_64"))
 _BUILT_WITH = "include/config/auto.conf"  # the configuration that was built, whatever .config says by now
-_ELF = b"\x7fELF"
 
 
 @dataclass(frozen=True)
@@ -106,10 +104,10 @@ def _other_build(bzimage: Path, image: BzImage, vmlinux: Path) -> str:
     """
     try:
         own = build_id(vmlinux)
-    except ELFError as error:
+    except ElfError as error:
         return f"vmlinux is not an ELF file ({error})"
     payload = uncompressed(bzimage) if own else None
-    if own and payload is not None and payload.startswith(_ELF):
+    if own and payload is not None and payload.startswith(MAGIC):
         return "" if own in payload else f"the build ID {own.hex()} of vmlinux is not in bzImage"
     # "6.1.176 (user@host) #7 SMP ..." in the header; the banner of vmlinux has the compiler in between.
     builder, _, version = image.version_string.partition(") ")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
 import numpy as np
@@ -29,6 +30,10 @@ _SIGNATURE: Final = b"makedumpfile"
 _FLAT_HEADER: Final = 4096
 _RECORD: Final = struct.Struct(">qq")
 _LAST: Final = -1
+# What a dump may promise. All of it is looked at in memory, some 200 bytes a piece.
+_MOST_PIECES: Final = 5 << 20  # 20 GiB
+MOST_BYTES: Final = 1 << 40  # of the file: holes included
+_PHYSICAL_END: Final = 1 << 52  # x86 has no wider physical addresses (SDM vol. 3, 4.1.4)
 
 
 @dataclass(frozen=True)
@@ -49,21 +54,35 @@ class Pieces:
         return full
 
 
+def file_size(loads: Sequence[Load]) -> int:
+    """Bytes of the file that these PT_LOADs promise. EvidenceError when no guest's dump promises so much."""
+    for load in loads:
+        if load.size and (load.physical + load.size > _PHYSICAL_END or load.offset + load.size > MOST_BYTES):
+            raise EvidenceError(
+                f"the dump promises {load.size:#x} bytes of memory at {load.physical:#x}, {load.offset:#x} in the file:"
+                f" physical addresses end at {_PHYSICAL_END:#x}, files that are read at {MOST_BYTES:#x}"
+            )
+    promised = sum(load.size // PAGE_SIZE + 1 for load in loads)
+    if promised > _MOST_PIECES:
+        raise EvidenceError(f"the dump promises {promised} pages: at most {_MOST_PIECES} are looked at")
+    return max((load.offset + load.size for load in loads if load.size), default=0)
+
+
 def cut(loads: Sequence[Load]) -> Pieces:
     """The pieces that these PT_LOADs promise, in the order of the file.
 
-    Raises EvidenceError for PT_LOADs that share bytes of the file.
+    Raises EvidenceError for PT_LOADs that share bytes of the file, and as file_size().
     """
-    parts = [np.zeros((3, 0), np.uint64)]
-    taken = 0
-    for load in sorted((each for each in loads if each.size), key=lambda each: each.offset):
-        if load.offset < taken:
+    file_size(loads)
+    loads = sorted((each for each in loads if each.size), key=lambda each: each.offset)
+    for before, load in pairwise(loads):
+        if load.offset < before.offset + before.size:
             raise EvidenceError(f"two PT_LOADs of the dump share its bytes at {load.offset:#x}")
-        taken = load.offset + load.size
+    parts = [np.zeros((3, 0), np.uint64)]
+    for load in loads:
         end = load.physical + load.size
-        first = load.physical & ~(PAGE_SIZE - 1)
-        edges = np.arange(first, end + PAGE_SIZE, PAGE_SIZE, dtype=np.uint64).clip(load.physical, end)
-        edges = np.unique(edges)
+        edges = np.arange(load.physical // PAGE_SIZE, -(-end // PAGE_SIZE) + 1, dtype=np.uint64) * np.uint64(PAGE_SIZE)
+        edges[0], edges[-1] = load.physical, end
         address = edges[:-1]
         parts.append(np.stack([address, np.diff(edges), address - np.uint64(load.physical) + np.uint64(load.offset)]))
     address, size, offset = np.concatenate(parts, axis=1)
@@ -73,13 +92,15 @@ def cut(loads: Sequence[Load]) -> Pieces:
 def hashes_at(addresses: Words, hashes: Words, ram: Sequence[tuple[int, int, int]]) -> Words:
     """The hash of the page at each physical address. hashes: of a RAM file's pages, in its order.
 
-    ram: (physical start, size, offset in the RAM file), bytes. Raises EvidenceError where there is no RAM.
+    ram: (physical start, size, offset in the RAM file), bytes. Raises EvidenceError where there is no RAM, or no hash.
     """
     found = np.zeros(len(addresses), np.uint64)
     known = np.zeros(len(addresses), np.bool_)
     for start, size, offset in ram:
         inside = (addresses >= start) & (addresses < start + size)
         index = (addresses[inside] - np.uint64(start) + np.uint64(offset)) // np.uint64(PAGE_SIZE)
+        if len(index) and int(index.max()) >= len(hashes):
+            raise EvidenceError(f"there are {len(hashes)} hashes of memory, fewer than the machine has pages")
         found[inside], known[inside] = hashes[index], True
     if not known.all():
         raise EvidenceError(f"the dump has memory at {int(addresses[~known][0]):#x}, where the machine has none")
@@ -193,6 +214,6 @@ class Flattened:
         del self._buffer[: _RECORD.size]
         if self._offset == _LAST:
             self.complete, self._left = True, 0
-        elif self._offset < 0 or self._left < 0:
+        elif self._offset < 0 or self._left < 0 or self._offset + self._left > MOST_BYTES:
             raise EvidenceError(f"makedumpfile's flattened output has {self._left} bytes for offset {self._offset}")
         return True

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rig.errors import EvidenceError
+from rig.memory.dump import MOST_BYTES
 from rig.memory.vmcore import Load, VmcoreHeaders, parse_notes
 from rig.model import PAGE_SIZE
 
@@ -27,6 +28,8 @@ _MACHINE_AT: Final = 12 + 4 * 65  # utsname.machine; only its own first members 
 _INCOMPLETE: Final = 0x8  # of status: makedumpfile ran out of space
 _DESCRIPTOR: Final = np.dtype([("offset", "<i8"), ("size", "<u4"), ("flags", "<u4"), ("page_flags", "<u8")])
 _BATCH: Final = 4096  # descriptors read at once
+_MOST_BLOCKS: Final = 4096  # of a page, before the descriptors: the bitmaps of a machine of 256 GiB take that
+_MOST_RUNS: Final = 1 << 20  # of pages: a machine of 8 GiB of which every other page is in the file
 
 Read = Callable[[int, int], bytes]  # offset in the file, size; shorter at the file's end
 
@@ -79,9 +82,15 @@ class Kdump:
 
 
 def front_size(first_bytes: bytes) -> int:
-    """How many bytes from the file's start parse_front() wants. first_bytes: at least the first page."""
+    """How many bytes from the file's start parse_front() wants. first_bytes: at least the first two pages.
+
+    Raises EvidenceError for what is not the front of such a file, or promises more than any machine has use for.
+    """
     _, header = _header(first_bytes)
-    return (1 + header.sub_header_blocks + header.bitmap_blocks) * PAGE_SIZE
+    blocks = 1 + header.sub_header_blocks + header.bitmap_blocks
+    if blocks > _MOST_BLOCKS:
+        raise EvidenceError(f"the dump's headers and bitmaps are said to take {blocks} pages: {_MOST_BLOCKS} are read")
+    return blocks * PAGE_SIZE
 
 
 def parse_front(blob: bytes) -> Kdump:
@@ -96,7 +105,7 @@ def parse_front(blob: bytes) -> Kdump:
     if sub.offset_note < PAGE_SIZE or notes_end > bitmaps:
         raise EvidenceError(f"the notes of the dump lie at {sub.offset_note:#x}-{notes_end:#x}, outside its sub-header")
     second = np.frombuffer(blob[(bitmaps + end) // 2 : end], np.uint8)
-    present = np.unpackbits(second, bitorder="little").astype(np.bool_)
+    present = np.unpackbits(second, bitorder="little").view(np.bool_)
     notes = parse_notes(blob, [(sub.offset_note, notes_end)])
     headers = VmcoreHeaders(layout.elf_class, layout.machine, _loads(present), *notes)
     return Kdump(headers, end, int(present.sum()))
@@ -105,14 +114,17 @@ def parse_front(blob: bytes) -> Kdump:
 def pages(read: Read, dump: Kdump) -> Iterator[bytes]:
     """All pages that the file has, unpacked, in the order of the loads; fewer when it ends too early.
 
-    Raises EvidenceError for a page that can't be unpacked.
+    Raises EvidenceError for a page that can't be unpacked, or can't be where its descriptor says.
     """
     for first in range(0, dump.pages, _BATCH):
         count = min(_BATCH, dump.pages - first)
         raw = read(dump.descriptors + first * _DESCRIPTOR.itemsize, count * _DESCRIPTOR.itemsize)
         whole = len(raw) // _DESCRIPTOR.itemsize
         for number, (offset, size, flags, _) in enumerate(np.frombuffer(raw, _DESCRIPTOR, whole).tolist(), first):
-            data = read(offset, size) if size <= PAGE_SIZE else b""
+            # makedumpfile keeps a page as it is where packing makes it no smaller
+            if not 0 <= offset < MOST_BYTES or size > PAGE_SIZE:
+                raise EvidenceError(f"page {number} of the dump is said to be {size} bytes at {offset:#x}")
+            data = read(offset, size)
             if len(data) < size:
                 return
             yield _unpacked(number, data, flags)
@@ -143,6 +155,8 @@ def _header(blob: bytes) -> tuple[_Layout, _Header]:
 def _loads(present: NDArray[np.bool_]) -> tuple[Load, ...]:
     """Runs of pages that are there, one behind the other in the order of their addresses."""
     edges = np.flatnonzero(np.diff(present, prepend=False, append=False)).reshape(-1, 2)
+    if len(edges) > _MOST_RUNS:
+        raise EvidenceError(f"the dump's bitmap has {len(edges)} runs of pages: it is garbage")
     sizes = (edges[:, 1] - edges[:, 0]) * PAGE_SIZE
     offsets = np.cumsum(sizes) - sizes
     rows = zip((edges[:, 0] * PAGE_SIZE).tolist(), offsets.tolist(), sizes.tolist(), strict=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from rig.errors import EvidenceError
 from rig.model import PAGE_SIZE
 
 MAGIC = b"RIGPAGES"
+_LAST_PFN = (1 << 40) - 1  # of 52 bits of physical address (SDM vol. 3, 4.1.4)
 
 
 def pack_pages(pages: Mapping[int, bytes]) -> bytes:
@@ -36,6 +38,8 @@ def unpack_pages(blob: bytes, source: Path) -> dict[int, bytes]:
     if len(raw) != start + count * PAGE_SIZE:
         raise EvidenceError(f"{source}: {count} pages announced, {len(raw)} bytes found")
     pfns = struct.unpack_from(f"<{count}Q", raw, 16)
+    if any(pfn > _LAST_PFN for pfn in pfns[-1:]) or any(low >= high for low, high in pairwise(pfns)):
+        raise EvidenceError(f"{source}: its pages are not in the order of their numbers")
     return {pfn: raw[start + i * PAGE_SIZE : start + (i + 1) * PAGE_SIZE] for i, pfn in enumerate(pfns)}
 
 

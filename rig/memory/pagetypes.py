@@ -41,23 +41,23 @@ class PageTypes:
         """
         page = self._head(self._struct_page(pfn))
         if "NUMBER(PAGE_SLAB_MAPCOUNT_VALUE)" in self._info:
-            mark = int(self._info["NUMBER(PAGE_SLAB_MAPCOUNT_VALUE)"]) & 0xFFFFFFFF  # printed as a signed number
+            mark = self._number("NUMBER(PAGE_SLAB_MAPCOUNT_VALUE)") & 0xFFFFFFFF  # printed as a signed number
             if mark & 0xFFFFFF:
                 raise LookupError(f"PAGE_SLAB_MAPCOUNT_VALUE {mark:#x} is no type in the top byte")
-            word = self._read(page + int(self._info["OFFSET(page._mapcount)"]), 4)
+            word = self._read(page + self._number("OFFSET(page._mapcount)"), 4)
             return int.from_bytes(word, "little") >> 24 == mark >> 24
-        flag = 1 << int(self._info["NUMBER(PG_slab)"])
-        return bool(self._pointer(page + int(self._info["OFFSET(page.flags)"])) & flag)
+        flag = 1 << self._number("NUMBER(PG_slab)", most=63)
+        return bool(self._pointer(page + self._number("OFFSET(page.flags)")) & flag)
 
     def _struct_page(self, pfn: int) -> int:
-        size = int(self._info["SIZE(page)"])
+        size = self._number("SIZE(page)")
         if "SYMBOL(mem_map)" in self._info:
-            return self._pointer(int(self._info["SYMBOL(mem_map)"], 16)) + pfn * size
-        per_section = 1 << int(self._info["NUMBER(SECTION_SIZE_BITS)"])
-        section_size = int(self._info["SIZE(mem_section)"])
+            return self._pointer(self._number("SYMBOL(mem_map)", 16)) + pfn * size
+        per_section = 1 << self._number("NUMBER(SECTION_SIZE_BITS)", most=63)
+        section_size = self._number("SIZE(mem_section)", least=1, most=PAGE_SIZE)
         root, index = divmod(pfn * PAGE_SIZE // per_section, PAGE_SIZE // section_size)
-        section = self._pointer(int(self._info["SYMBOL(mem_section)"], 16) + root * self._word) + index * section_size
-        coded = self._pointer(section + int(self._info["OFFSET(mem_section.section_mem_map)"]))
+        section = self._pointer(self._number("SYMBOL(mem_section)", 16) + root * self._word) + index * section_size
+        coded = self._pointer(section + self._number("OFFSET(mem_section.section_mem_map)"))
         return (coded & ~_SECTION_FLAGS) + pfn * size
 
     def _head(self, page: int) -> int:
@@ -70,12 +70,22 @@ class PageTypes:
         key = (
             "OFFSET(page.compound_info)" if "OFFSET(page.compound_info)" in self._info else "OFFSET(page.compound_head)"
         )
-        head = self._pointer(page + int(self._info[key]))
+        head = self._pointer(page + self._number(key))
         if not head & 1:
             return page
         if self._word == 8 and head >> 32 == 0xFFFFFFFF:
             return page & (head - 1)
         return head - 1
+
+    def _number(self, key: str, base: int = 10, *, least: int = -(1 << 63), most: int = (1 << 64) - 1) -> int:
+        """A number that the kernel tells. LookupError when it doesn't, or when it is none that fits."""
+        try:
+            number = int(self._info[key], base)
+        except ValueError:
+            raise LookupError(f"{key} is {self._info[key]!r}, no number") from None
+        if not least <= number <= most:
+            raise LookupError(f"{key} is {number:#x}, which can't be")
+        return number
 
     def _pointer(self, address: int) -> int:
         return int.from_bytes(self._read(address, self._word), "little")

@@ -8,19 +8,17 @@ Everything is little-endian.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from typing import Final
 
-from elftools.common.exceptions import ELFError
-from elftools.elf.elffile import ELFFile
-
+from rig import elf
+from rig.elf import Elf, ElfError
 from rig.errors import EvidenceError
 
 _MACHINES: Final = ("EM_386", "EM_X86_64")
-_NOTE_HEADER = struct.Struct("<III")  # namesz, descsz, type: Elf32_Nhdr and Elf64_Nhdr are the same
 _NT_PRSTATUS = 1
+_MOST = 16 << 20  # bytes of headers: notes of 8192 CPUs (NR_CPUS) take 3 MiB
 _CUT = "the front of the vmcore is cut off; `headers_size` says how much of it is needed"
 
 
@@ -117,11 +115,14 @@ _BASES: Final = frozenset(("fs_base", "gs_base"))
 def headers_size(first_bytes: bytes) -> int:
     """How many bytes from the file's start hold all headers and notes.
 
-    first_bytes: at least the ELF header and the program headers; EvidenceError names what is needed if not.
+    first_bytes: at least the ELF header and the program headers; EvidenceError names what is needed if not, or says
+    that it is more than any vmcore needs.
     """
-    elf = _open(first_bytes)
-    notes = [each["p_offset"] + each["p_filesz"] for each in _segments(elf, "PT_NOTE")]
-    return max([_program_headers_end(elf), *notes])
+    front = _open(first_bytes)
+    size = max([front.segments_end, *(end for _, end in _note_segments(front))])
+    if size > _MOST:
+        raise EvidenceError(f"the vmcore's headers are said to end at {size:#x}: none has so many")
+    return size
 
 
 def parse_headers(blob: bytes) -> VmcoreHeaders:
@@ -129,12 +130,13 @@ def parse_headers(blob: bytes) -> VmcoreHeaders:
 
     Raises EvidenceError for anything that is not the front of an x86 vmcore, saying what and at which offset.
     """
-    elf = _open(blob)
-    segments = [(each["p_offset"], each["p_offset"] + each["p_filesz"]) for each in _segments(elf, "PT_NOTE")]
+    front = _open(blob)
     loads = tuple(
-        Load(each["p_paddr"], each["p_vaddr"], each["p_offset"], each["p_filesz"]) for each in _segments(elf, "PT_LOAD")
+        Load(each.physical, each.virtual, each.offset, each.file_size)
+        for each in front.segments
+        if each.type == elf.PT_LOAD
     )
-    return VmcoreHeaders(elf.elfclass, elf["e_machine"], loads, *parse_notes(blob, segments))
+    return VmcoreHeaders(front.bits, front.machine, loads, *parse_notes(blob, _note_segments(front)))
 
 
 def parse_notes(
@@ -144,71 +146,38 @@ def parse_notes(
     prstatus: list[Prstatus] = []
     vmcoreinfo: dict[str, str] = {}
     others: list[Note] = []
-    for offset, note in (found for start, end in segments for found in _notes(blob, start, end)):
-        if note.name == "CORE" and note.type == _NT_PRSTATUS:
-            prstatus.append(_parse_prstatus(offset, note.data))
-        elif note.name == "VMCOREINFO":
-            vmcoreinfo |= _parse_vmcoreinfo(offset, note.data)
+    try:
+        found = [each for start, end in segments for each in elf.notes(blob, start, end)]
+    except ElfError as problem:
+        raise EvidenceError(str(problem), hint=_CUT) from problem
+    for offset, name, kind, data in found:
+        if name == "CORE" and kind == _NT_PRSTATUS:
+            prstatus.append(_parse_prstatus(offset, data))
+        elif name == "VMCOREINFO":
+            vmcoreinfo |= _parse_vmcoreinfo(offset, data)
         else:
-            others.append(note)
+            others.append(Note(name, kind, data))
     return tuple(prstatus), vmcoreinfo, tuple(others)
 
 
-def _open(blob: bytes) -> ELFFile:
+def _open(blob: bytes) -> Elf:
     """The ELF file whose front this is, of a machine we know, with all its program headers."""
-    if blob[:4] != b"\x7fELF":
-        raise EvidenceError(f"the vmcore begins with {blob[:4].hex() or 'nothing'}, not with ELF's magic number")
     try:
-        elf = ELFFile(BytesIO(blob))
-    except (ELFError, UnicodeDecodeError) as error:
-        raise EvidenceError(f"the vmcore's ELF header can't be read: {error}", hint=_CUT) from error
-    if not elf.little_endian or elf["e_machine"] not in _MACHINES or elf["e_type"] != "ET_CORE":
-        raise EvidenceError(
-            f"the vmcore is {elf['e_type']} for {elf['e_machine']}, {'little' if elf.little_endian else 'big'}-endian",
-            hint=f"expected a little-endian ET_CORE for {' or '.join(_MACHINES)}",
-        )
-    if elf["e_phentsize"] != elf.structs.Elf_Phdr.sizeof():
-        raise EvidenceError(f"the vmcore's program headers have {elf['e_phentsize']} bytes each")
-    end = _program_headers_end(elf)
-    if end > len(blob):
-        raise EvidenceError(f"the vmcore's program headers end at {end:#x}, only {len(blob):#x} bytes are here")
-    return elf
-
-
-def _program_headers_end(elf: ELFFile) -> int:
-    return int(elf["e_phoff"]) + int(elf["e_phnum"]) * int(elf["e_phentsize"])
-
-
-def _segments(elf: ELFFile, kind: str) -> list[Mapping[str, int]]:
-    """The program headers of one type."""
-    return [segment.header for segment in elf.iter_segments(kind)]
-
-
-def _notes(blob: bytes, at: int, end: int) -> Iterator[tuple[int, Note]]:
-    """(file offset, note) of each note. An all-zero header ends a segment, as the kernel's final_note() does.
-
-    Read here rather than by pyelftools, which takes a note that runs over the end for a short one.
-    """
-    if end > len(blob):
-        raise EvidenceError(f"the notes end at {end:#x}, only {len(blob):#x} bytes are here", hint=_CUT)
-    while at + _NOTE_HEADER.size <= end:
-        namesz, descsz, kind = _NOTE_HEADER.unpack_from(blob, at)
-        if not (namesz or descsz or kind):
-            break
-        name_at = at + _NOTE_HEADER.size
-        data_at = name_at + _aligned(namesz)
-        if data_at + descsz > end:
+        front = elf.of_bytes(blob)
+        if front.machine not in _MACHINES or front.type != "ET_CORE":
             raise EvidenceError(
-                f"the note at {at:#x} (name {namesz} bytes, data {descsz}) runs over the end of its segment at {end:#x}"
+                f"the vmcore is {front.type} for {front.machine}",
+                hint=f"expected a little-endian ET_CORE for {' or '.join(_MACHINES)}",
             )
-        name = blob[name_at : name_at + namesz].rstrip(b"\0").decode("ascii", "backslashreplace")
-        yield at, Note(name, kind, blob[data_at : data_at + descsz])
-        at = data_at + _aligned(descsz)
+        _ = front.segments  # read here, to be found good or bad
+    except ElfError as error:
+        raise EvidenceError(f"the vmcore's ELF header can't be read: {error}", hint=_CUT) from error
+    return front
 
 
-def _aligned(size: int) -> int:
-    """A note's name and data each take a multiple of 4 bytes."""
-    return size + 3 & ~3
+def _note_segments(front: Elf) -> list[tuple[int, int]]:
+    """[start, end) of each PT_NOTE."""
+    return [(each.offset, each.offset + each.file_size) for each in front.segments if each.type == elf.PT_NOTE]
 
 
 def _parse_prstatus(offset: int, data: bytes) -> Prstatus:

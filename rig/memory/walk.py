@@ -4,6 +4,8 @@ Every table is read and decoded once for each level at which it is reached, howe
 that bounds the work by levels x page frames, for tables that point to themselves or are garbage too. Listing
 the translations could still blow up (a PML4 of entries that all point to itself has 2^36), so they are
 counted first, and over `limit` each table's are listed only at the lowest address at which it appears.
+Garbage in a large guest can lead to a hundred thousand tables, and each of them to 512 others: of one level
+MOST_TABLES are read.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from rig.errors import EvidenceError
 from rig.memory.levels import (
     MODES,
     PERMISSIONS,
@@ -36,6 +39,8 @@ Rows = NDArray[np.int64]
 
 _TABLES_AT_ONCE = 1024  # 4 MiB of tables decoded in one go
 LIMIT = 8 << 20  # translations; 25 bytes each
+MOST_TABLES = 1 << 14  # of one level: as many as LIMIT translations take, or 32 GiB in pages of 4 KiB
+_SHOWN = 256  # tables outside memory of one level that get a problem of their own
 
 
 class ProblemKind(enum.StrEnum):
@@ -43,6 +48,7 @@ class ProblemKind(enum.StrEnum):
     RESERVED_BITS = "reserved-bits"  # present entries that the CPU would fault on
     SEVERAL_LEVELS = "several-levels"  # one page is a table of two levels: tables that form a loop, or garbage
     TOO_MANY = "too-many"  # more translations than the limit: repeated tables are in `aliases`
+    TOO_MANY_TABLES = "too-many-tables"  # of a level: those at the lowest addresses were read, and no others
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,7 @@ class Problem:
     """Something wrong with the table page at physical address `table`, first reached at `virtual`.
 
     count: entries concerned (outside-memory: pointing there; reserved-bits: having them set; several-levels:
-    the number of levels; too-many: all translations).
+    the number of levels; too-many: all translations; too-many-tables: the tables that were not read).
     """
 
     kind: ProblemKind
@@ -157,6 +163,14 @@ def walk(
     )
 
 
+def require_all_read(space: AddressSpace) -> AddressSpace:
+    """The same. Raises EvidenceError when it has more tables than are read: nothing can be said of all it maps."""
+    for problem in space.problems:
+        if problem.kind is ProblemKind.TOO_MANY_TABLES:
+            raise EvidenceError(f"the tables at {space.root:#x} can't be followed: {problem.detail}")
+    return space
+
+
 # ---------------------------------------------------------------- reading the tables
 
 
@@ -169,18 +183,9 @@ def _read_layers(
     address = np.array([root_address], np.uint64)
     first, pointing = np.zeros(1, np.uint64), np.ones(1, np.int64)
     for level in all_levels:
-        found, there = _present_entries(memory, shape, level, address)
-        problems += [
-            Problem(
-                ProblemKind.OUTSIDE_MEMORY,
-                level.table,
-                int(address[i]),
-                int(canonical(shape, int(first[i]))),
-                int(pointing[i]),
-                f"the {level.table} at {int(address[i]):#x} is outside memory",
-            )
-            for i in np.flatnonzero(~there)
-        ]
+        found, there = _present_entries(memory, shape, level, address[:MOST_TABLES])
+        problems += _not_there(shape, level, address, first, pointing, there)
+        there = np.concatenate([there, np.zeros(len(address) - len(there), np.bool_)])
         if layers:
             layers[-1] = _without_lost(layers[-1], there)
         address, first = address[there], first[there]
@@ -232,6 +237,29 @@ def _without_lost(layer: _Layer, there: NDArray[np.bool_]) -> _Layer:
     return _Layer(
         layer.level, layer.address, layer.first, layer.pages, layer.links.where(kept), rows[layer.child[kept]]
     )
+
+
+def _not_there(
+    shape: Mode, level: Level, address: Words, first: Words, pointing: Rows, there: NDArray[np.bool_]
+) -> list[Problem]:
+    """A problem for each table outside memory, the last one for many of them; and one for those that were not read."""
+
+    def problem(kind: ProblemKind, i: int, count: int, detail: str) -> Problem:
+        return Problem(kind, level.table, int(address[i]), int(canonical(shape, int(first[i]))), count, detail)
+
+    absent = np.flatnonzero(~there)
+    outside = ProblemKind.OUTSIDE_MEMORY
+    found = [
+        problem(outside, i, int(pointing[i]), f"the {level.table} at {int(address[i]):#x} is outside memory")
+        for i in absent[:_SHOWN].tolist()
+    ]
+    if len(rest := absent[_SHOWN:]):
+        words = f"the {level.table} at {int(address[rest[0]]):#x} and {len(rest) - 1} others are outside memory"
+        found.append(problem(outside, int(rest[0]), int(pointing[rest].sum()), words))
+    if unread := len(address) - len(there):
+        words = f"{len(address)} tables {level.table}, of which {len(there)} were read: this is garbage"
+        found.append(problem(ProblemKind.TOO_MANY_TABLES, len(there), unread, words))
+    return found
 
 
 def _reserved_bits(shape: Mode, level: Level, address: Words, first: Words, wrong: _Entries) -> list[Problem]:

@@ -185,3 +185,13 @@ def test_a_writer_that_was_not_recorded_is_not_invented(
     found = run_check("pgd-survives", machine.write(tmp_path))
     assert found.verdict is Verdict.FAIL
     assert words in found.figures["writer"]
+
+
+def test_tables_that_are_garbage_are_not_judged(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More of them than are followed: what the others map is not known."""
+    machine.base[PGD // 4096] = words({0: 0x83, **{i: TABLE + (i % 2) * 0x1000 | 7 for i in range(1, 9)}})
+    monkeypatch.setattr("rig.memory.walk.MOST_TABLES", 1)
+    space = verdict(machine, tmp_path, SPACE)
+    assert (space.verdict, "2 tables PT, of which 1 were read" in space.summary) == (Verdict.ERROR, True)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import errno
 import gzip
+import io
 import lzma
+import tarfile
 from pathlib import Path
 
 import pytest
 import zstandard
 
 from rig.errors import PackageError
-from rig.guest.debs import decompress_module, load_order, module_depends, unpack, unpack_kernel
+from rig.guest.debs import decompress_module, kernel_files, load_order, module_depends, unpack, unpack_kernel
 from tests.guest.forge import Repository, elf, needs_apt
 
 NETWORK = "lib/modules/6.1/kernel/drivers/net"
@@ -88,3 +90,28 @@ def test_no_disk_space_is_not_the_packages_fault(tmp_path: Path, monkeypatch: py
     with pytest.raises(OSError, match="No space left") as caught:
         unpack(tmp_path / "a.deb", tmp_path / "tree")
     assert caught.value.errno == errno.ENOSPC
+
+
+def archive(name: str, data: bytes, size: int | None = None) -> io.BytesIO:
+    """A tar archive of one file; size: that it says it has."""
+    member = tarfile.TarInfo(name)
+    member.size = len(data) if size is None else size
+    return io.BytesIO(member.tobuf(tarfile.GNU_FORMAT) + data.ljust(512, b"\0") + bytes(1024))
+
+
+@pytest.mark.parametrize(
+    ("stream", "message"),
+    [
+        (archive("./boot/../../../etc/cron.d/x", b"x"), r"a file at '\./boot/.*', which leads out"),
+        (archive("./lib/modules/6/../../../../a.ko", module()), "leads out of the package"),
+        (archive("./boot/vmlinuz", b"x", 10 << 30), "said to have 10737418240 bytes"),
+        (archive("./usr/other", b"x", 1 << 60), "its archive is broken: it ends before what its headers promise"),
+        (archive("./boot/vmlinuz", b"x", 100_000), "its archive is broken: unexpected end of data"),
+        (archive("./lib/modules/6/a.ko.xz", b"x"), "a module in it: compressed in a way"),
+        (archive("./lib/modules/6/a.ko.gz", gzip.compress(module())[:-3]), "a module in it: broken data: it ends"),
+        (io.BytesIO(b"x" * 1024), "its archive is broken"),
+    ],
+)
+def test_an_archive_that_is_after_something(stream: io.BytesIO, message: str) -> None:
+    with pytest.raises(PackageError, match=message):
+        list(kernel_files(stream, {"a"}, boot=True))

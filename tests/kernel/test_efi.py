@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rig.errors import EvidenceError
+from rig.errors import EvidenceError, GuestError
 from rig.kernel import efi
 from rig.memory.image import PagesMemory
 
@@ -18,6 +18,11 @@ def system_table(count: int) -> bytes:
 
 def test_what_the_kernel_says() -> None:
     assert efi.parse(TOLD) == (0x2_1F76B018, 0x1F76A018)
+
+
+def test_what_is_no_number() -> None:
+    with pytest.raises(GuestError, match="what is none: 'Segmentation fault'"):
+        efi.parse("Segmentation fault")
 
 
 # no EFI; 32-bit firmware; a kernel without the second file

@@ -53,6 +53,8 @@ def test_it_says_where_it_runs_and_what_it_is(machine: int, arch: Arch, tmp_path
         (vmlinux(machine=ARM), "not the vmlinux of an x86 kernel"),
         (vmlinux(text=b"Linux version %s\0"), "not the vmlinux of an x86 kernel"),  # no kernel, its module perhaps
         (vmlinux()[:40], "broken ELF file"),
+        (vmlinux(text=b"Linux version 2.6.18/../../x \0"), "a release that no kernel can have: '2.6.18/../../x'"),
+        (vmlinux(text=b"Linux version 2\xff \0"), "a release that no kernel can have"),
         (vmlinux(machine=AMD64), "a kernel for amd64, the guest i386 is i386"),
     ],
 )

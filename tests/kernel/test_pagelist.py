@@ -52,8 +52,9 @@ def test_a_hypervisor_fills_pages_with_zeroes() -> None:
         (FIRST | 2, [0x40000 | 8], "makes no sense"),  # a source without a destination
         (FIRST | 2, [0x100000 | 1, 0], "makes no sense"),  # ends without IND_DONE
         (FIRST | 2, [0xFF000 | 2], "out of memory"),
-        (FIRST | 2, [FIRST | 2], "no end"),
+        (FIRST | 2, [FIRST | 2], "runs in a circle: back to"),
         (0x100000 | 1, [], "leads to no page of a list"),
+        (FIRST | 2, [0x100000 | 1, *[0x40000 | 8] * 511], "runs over the end of its page at 0x6000"),
     ],
 )
 def test_what_is_no_list_is_not_guessed_at(head: int, first: list[int], message: str) -> None:

@@ -206,3 +206,8 @@ def test_where_the_kernel_has_its_control_code() -> None:
     iomem = [Range(0x15000000, 0x15FFFFFF, "Kernel code")]
     assert kimage.code_pages(kallsyms, text, iomem) == [0x15051000, 0x15052000]
     assert kimage.code_pages(kallsyms, text, []) == []
+
+
+def test_a_kernel_that_tells_no_symbols_is_not_taken_for_torn() -> None:
+    with pytest.raises(LookupError, match="machine_kexec"):
+        symbols.unpack(symbols.pack({}), {"machine_kexec": 1})

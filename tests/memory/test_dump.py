@@ -174,3 +174,28 @@ def test_output_that_breaks_off_is_not_complete() -> None:
 def test_another_format_is_refused(blob: bytes, message: str) -> None:
     with pytest.raises(EvidenceError, match=message):
         Flattened().feed(blob)
+
+
+@pytest.mark.parametrize(
+    ("loads", "message"),
+    [
+        ([Load(0, 0, 0, 1 << 36)], "promises 16777217 pages"),
+        ([Load(0, 0, 0, 1 << 35), Load(0, 0, 1 << 36, 1 << 30)], "promises 8650754 pages"),
+        ([Load((1 << 52) - 4096, 0, 0, 8192)], "physical addresses end at"),
+        ([Load(0, 0, (1 << 64) - 4096, 4096)], "0xfffffffffffff000 in the file"),
+    ],
+)
+def test_no_guest_has_so_much(loads: list[Load], message: str) -> None:
+    with pytest.raises(EvidenceError, match=message):
+        cut(loads)
+
+
+def test_fewer_hashes_than_memory() -> None:
+    with pytest.raises(EvidenceError, match="2 hashes of memory, fewer than"):
+        hashes_at(np.array([0x2000], np.uint64), np.zeros(2, np.uint64), RAM)
+
+
+def test_a_flattened_record_beyond_any_file() -> None:
+    flat = b"makedumpfile".ljust(4096, b"\0") + struct.pack(">qq", 1 << 62, 5)
+    with pytest.raises(EvidenceError, match="has 5 bytes for offset 4611686018427387904"):
+        Flattened().feed(flat)

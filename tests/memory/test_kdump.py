@@ -118,6 +118,8 @@ DATA = FRONT + 24 * len(HERE)
         (spoilt(file(flags=1), DATA, b"\0\0\0\0"), "page 0 of the dump can't be unpacked"),
         (spoilt(file(flags=2), DATA, b"\xff\xff\xff\xff"), "page 0 of the dump can't be unpacked"),
         (spoilt(file(flags=0), FRONT + 24 + 8, struct.pack("<I", 100)), "page 1 of the dump has 100 bytes"),
+        (spoilt(file(), FRONT + 8, struct.pack("<I", 4097)), "page 0 of the dump is said to be 4097 bytes"),
+        (spoilt(file(), FRONT, struct.pack("<q", -8)), "page 0 of the dump is said to be 28 bytes at -0x8"),
     ],
 )
 def test_anything_else_is_refused(blob: bytes, message: str) -> None:
@@ -128,3 +130,15 @@ def test_anything_else_is_refused(blob: bytes, message: str) -> None:
 def test_a_front_that_is_cut_off() -> None:
     with pytest.raises(EvidenceError, match="bitmaps of the dump end at 0x6000, only 0x5fff"):
         kdump.parse_front(file()[:0x5FFF])
+
+
+def test_bitmaps_of_a_machine_that_nobody_has() -> None:
+    with pytest.raises(EvidenceError, match="said to take 268435458 pages"):
+        kdump.front_size(spoilt(file(), 0, header("x86_64", bitmap_blocks=1 << 28)))
+
+
+def test_a_bitmap_of_every_other_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kdump, "_MOST_RUNS", 1000)
+    blob = spoilt(file(), FRONT - 2 * PAGE, b"\x55" * PAGE)
+    with pytest.raises(EvidenceError, match="16385 runs of pages: it is garbage"):
+        kdump.parse_front(blob)

@@ -74,3 +74,18 @@ def test_a_kernel_that_does_not_say(lacking: str) -> None:
 def test_vmcoreinfo_behind_its_note_header() -> None:
     note = b"\x0b\0\0\0\x2c\0\0\0\0\0\0\0VMCOREINFO\0\0OSRELEASE=6.1.0\nSIZE(page)=64\nKERNELOFFSET=22800000\n\0\0\0"
     assert parse_vmcoreinfo(note) == {"OSRELEASE": "6.1.0", "SIZE(page)": "64", "KERNELOFFSET": "22800000"}
+
+
+@pytest.mark.parametrize(
+    ("lie", "told"),
+    [
+        ({"SIZE(page)": "many"}, "is 'many', no number"),
+        ({"NUMBER(SECTION_SIZE_BITS)": "1" + "0" * 18}, "SECTION_SIZE_BITS.* which can't be"),
+        ({"SIZE(mem_section)": "0"}, "SIZE.mem_section. is 0x0, which can't be"),
+        ({"SIZE(mem_section)": "9" * 5000}, "no number"),
+    ],
+)
+def test_a_kernel_that_lies(lie: dict[str, str], told: str) -> None:
+    info = {"SYMBOL(mem_section)": "2000", "SIZE(mem_section)": "2048", "NUMBER(SECTION_SIZE_BITS)": "20"}
+    with pytest.raises(LookupError, match=told):
+        types({}, info | lie).is_slab(1)

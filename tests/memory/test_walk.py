@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import struct
+
 import numpy as np
 import pytest
 
+from rig.errors import EvidenceError
 from rig.memory.image import PagesMemory
 from rig.memory.paging import (
     AddressSpace,
@@ -16,6 +19,7 @@ from rig.memory.paging import (
     translate,
     walk,
 )
+from rig.memory.walk import require_all_read
 from rig.model import PagingMode
 from tests.memory.hexmemory import hex_memory
 from tests.memory.test_paging import FOUR_LEVEL, MEMORY, PAE_TABLES, TWO_LEVEL
@@ -259,3 +263,27 @@ def test_garbage_ends_and_what_it_maps_is_what_the_cpu_would(mode: PagingMode) -
     for i in range(0, len(space.virtual), max(1, len(space.virtual) // 50)):
         found = translate(memory, mode, 0x3000, int(space.virtual[i]))
         assert (found.physical, found.page_size) == (int(space.physical[i]), int(space.size[i]))
+
+
+def test_many_tables_outside_memory_are_told_together() -> None:
+    entries = [(0x100 + i) << 12 | 0x67 for i in range(1023)]
+    memory = PagesMemory({4: struct.pack("<1024I", 0x5067, *entries), 5: struct.pack("<I", 0x6067).ljust(4096, b"\0")})
+    space = walk(memory, TWO, 0x4000)
+    assert _rows(space) == [(0, 0x6000, 4096, W | U | X | A | D)]
+    assert {each.kind for each in space.problems} == {ProblemKind.OUTSIDE_MEMORY}
+    assert len(space.problems) < 300
+    assert sum(each.count for each in space.problems) == 1023
+    assert space.problems[-1].detail == "the PT at 0x200000 and 766 others are outside memory"
+
+
+def test_more_tables_than_are_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rig.memory.walk.MOST_TABLES", 2)
+    pages = {5 + i: struct.pack("<I", (0x10 + i) << 12 | 0x67).ljust(4096, b"\0") for i in range(3)}
+    memory = PagesMemory({4: struct.pack("<4I", 0x7067, 0x6067, 0x5067, 0x7067).ljust(4096, b"\0"), **pages})
+    space = walk(memory, TWO, 0x4000)
+    assert [row[1] for row in _rows(space)] == [0x11000, 0x10000]  # the tables at 0x6000 and 0x5000
+    assert [(each.kind, each.table, each.virtual, each.count) for each in space.problems] == [
+        (ProblemKind.TOO_MANY_TABLES, 0x7000, 0, 1)
+    ]
+    with pytest.raises(EvidenceError, match="3 tables PT, of which 2 were read: this is garbage"):
+        require_all_read(space)

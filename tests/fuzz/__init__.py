@@ -1,0 +1,1 @@
+"""Hostile input: targets, the campaign runner, and what once failed."""

@@ -1,0 +1,58 @@
+"""Packed data that is anybody's: what it unpacks to is bounded, and torn data is not taken for whole."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+import tracemalloc
+from collections.abc import Callable
+
+import pytest
+import zstandard
+
+from rig.kernel.payload import Undecodable, decompress
+
+MIB = 1 << 20
+
+
+def alone(data: bytes) -> bytes:
+    return lzma.compress(data, format=lzma.FORMAT_ALONE)
+
+
+def zstd_without_size(data: bytes) -> bytes:
+    return zstandard.ZstdCompressor(write_content_size=False).compress(data)
+
+
+PACKERS = [gzip.compress, lzma.compress, alone, bz2.compress, zstandard.compress, zstd_without_size]
+
+
+@pytest.mark.parametrize("pack", PACKERS)
+def test_a_bomb_is_refused_without_being_unpacked(pack: Callable[[bytes], bytes]) -> None:
+    bomb = pack(bytes(64 * MIB))
+    tracemalloc.start()
+    try:
+        with pytest.raises(Undecodable, match="unpacks to more than 1 MiB"):
+            decompress(bomb, MIB)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 40 * MIB
+    assert len(decompress(bomb, 64 * MIB)) == 64 * MIB
+
+
+@pytest.mark.parametrize("pack", PACKERS)
+def test_a_stream_that_ends_too_early(pack: Callable[[bytes], bytes]) -> None:
+    packed = pack(bytes(range(256)) * 40)
+    assert decompress(packed) == bytes(range(256)) * 40
+    with pytest.raises(Undecodable, match="broken data"):
+        decompress(packed[:-6])
+
+
+def test_a_dictionary_of_four_gigabytes() -> None:
+    packed = bytearray(alone(b"kernel"))
+    packed[1:5] = b"\xff\xff\xff\xff"  # dict_size
+    packed[:3] = b"\x5d\0\0"  # the magic number that kernels begin with
+    packed[3:5] = b"\xff\xff"
+    with pytest.raises(Undecodable, match="broken data: Memory usage limit"):
+        decompress(bytes(packed))
