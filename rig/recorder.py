@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from rig.errors import ProtocolError
 from rig.evidence import DIED, EvidenceWriter
-from rig.memory import image
-from rig.memory.image import FileMemory, FileRange, PagesMemory
+from rig.memory.image import FileMemory, FileRange, PagesMemory, RangesMemory
 from rig.memory.physical import VGA_TEXT, Memory
+from rig.memory.snapshot import Snapshot
 from rig.model import PAGE_SIZE, Checkpoint, Range
 
 RamRange = tuple[int, int, int]  # physical start, size, offset in the file
@@ -34,7 +34,7 @@ class Recorder:
         self._size = size
         self._ranges = [FileRange(*r) for r in ram]
         self._read_physical = read_physical
-        self._base = os.memfd_create("rig-base")
+        self._base: Snapshot | None = None
         self._vga: dict[int, bytes] = {}
         self._deltas: dict[str, dict[int, bytes]] = {}
         self._hashes: NDArray[np.uint64] | None = None
@@ -44,7 +44,8 @@ class Recorder:
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.close(self._base)
+        if self._base is not None:
+            self._base.close()
 
     @property
     def live(self) -> FileMemory:
@@ -52,9 +53,14 @@ class Recorder:
         return FileMemory(self._live, self._ranges)
 
     @property
-    def at_panic(self) -> FileMemory:
-        """RAM as it was at the first capture."""
-        return FileMemory(self._base, self._ranges)
+    def at_panic(self) -> RangesMemory:
+        """RAM as it was at the first capture. Readable as long as this is entered."""
+        return self._first.memory(self._ranges)
+
+    @property
+    def _first(self) -> Snapshot:
+        assert self._base is not None, "nothing was captured yet"
+        return self._base
 
     def at(self, checkpoint: str) -> Memory:
         """RAM as it was at a checkpoint (or DIED) that was captured, in full (but for what `leave_out` left out)."""
@@ -69,7 +75,7 @@ class Recorder:
         window = self._read_physical(VGA_TEXT[0], VGA_TEXT[1] - VGA_TEXT[0])
         vga = {(VGA_TEXT[0] + at) // PAGE_SIZE: window[at : at + PAGE_SIZE] for at in range(0, len(window), PAGE_SIZE)}
         if not self.captured:
-            image.copy(self._live, self._base, self._size)
+            self._base = Snapshot(self._live, self._size)
             self._vga = vga
         else:
             self._deltas[checkpoint] = self._differing(vga, leave_out)
@@ -82,7 +88,7 @@ class Recorder:
     def _differing(self, vga: Mapping[int, bytes], leave_out: Container[int] | Range) -> dict[int, bytes]:
         """What differs from the first capture now, by pfn."""
         pages = {pfn: page for pfn, page in vga.items() if page != self._vga[pfn]}
-        changed = image.changed_pages(self._base, self._live, self._size)
+        changed = self._first.changed(self._live)
         for held in self._ranges:
             inside = changed[(changed * PAGE_SIZE >= held.offset) & (changed * PAGE_SIZE < held.offset + held.size)]
             for index in inside.tolist():
@@ -118,7 +124,7 @@ class Recorder:
     def hash_pages(self) -> NDArray[np.uint64]:
         """xxh3_64 of every page at the first capture, in the RAM file's order. Computed once."""
         if self._hashes is None:
-            self._hashes = image.page_hashes(self._base, self._size)
+            self._hashes = self._first.hashes()
         return self._hashes
 
     def save(self, writer: EvidenceWriter, wanted: Iterable[int]) -> None:

@@ -1,4 +1,4 @@
-"""Memory images behind file descriptors: copy, compare, hash, read. Nothing is mapped.
+"""Memory images behind file descriptors: copy and read. Nothing is mapped. To compare and hash: rig.memory.snapshot.
 
 Files go through buffers of a MiB that are used again and again, so that a run's resident memory doesn't
 grow with its guest's; what is a hole in a file is not read, so that time doesn't grow with memory that the guest never
@@ -8,12 +8,12 @@ touched. Sizes are in bytes and multiples of PAGE_SIZE; a pfn is a physical addr
 from __future__ import annotations
 
 import errno
+import functools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import xxhash
 from numpy.typing import NDArray
 
 from rig.errors import EvidenceError
@@ -22,10 +22,8 @@ from rig.model import PAGE_SIZE
 
 Bytes = NDArray[np.uint8]
 
-_CHUNK = 1 << 20  # small enough for two of them to stay in a core's cache between being read and compared
-_WORDS = PAGE_SIZE // 8
+CHUNK = 1 << 20  # bytes; small enough for one to stay in a core's cache between being read and looked at
 ZERO_PAGE = bytes(PAGE_SIZE)
-_ZERO_HASH = xxhash.xxh3_64_intdigest(ZERO_PAGE)
 
 
 def copy(src_fd: int, dst_fd: int, size: int) -> None:
@@ -33,69 +31,33 @@ def copy(src_fd: int, dst_fd: int, size: int) -> None:
 
     Raises EvidenceError when src is shorter.
     """
+    require_whole(src_fd, size)
     os.ftruncate(dst_fd, 0)
     os.ftruncate(dst_fd, size)
-    for start, (chunk,) in _chunks((src_fd,), size):
+    buffer = np.empty(min(CHUNK, size), np.uint8)
+    start = 0
+    while (start := next_data(src_fd, start, size) // CHUNK * CHUNK) < size:
+        chunk = buffer[: size - start]
+        read_all(src_fd, chunk, start)
         if chunk.any():
             _write_all(dst_fd, chunk, start)
+        start += CHUNK
 
 
-def changed_pages(fd_a: int, fd_b: int, size: int) -> NDArray[np.uint64]:
-    """Pfns of the pages that differ in the first `size` bytes of two files, ascending.
-
-    Raises EvidenceError when one of them is shorter.
-    """
-    found = [np.zeros(0, np.uint64)]
-    for start, chunks in _chunks((fd_a, fd_b), size):
-        a, b = (chunk.view(np.uint64) for chunk in chunks)
-        if not np.array_equal(a, b):
-            differs = (a.reshape(-1, _WORDS) != b.reshape(-1, _WORDS)).any(axis=1)
-            found.append(np.flatnonzero(differs).astype(np.uint64) + np.uint64(start // PAGE_SIZE))
-    return np.concatenate(found)
-
-
-def page_hashes(fd: int, size: int) -> NDArray[np.uint64]:
-    """xxh3_64 of each 4096-byte page of the first `size` bytes. Raises EvidenceError when there are fewer."""
-    hashes = np.full(size // PAGE_SIZE, _ZERO_HASH, np.uint64)
-    for start, (chunk,) in _chunks((fd,), size):
-        words = chunk.view(np.uint64).reshape(-1, _WORDS)
-        # The first word decides for most pages, so few zero pages have to be looked at in full.
-        filled = words[:, 0] != 0
-        rest = np.flatnonzero(~filled)
-        filled[rest] = words[rest].any(axis=1)
-        view = chunk.data
-        for page in np.flatnonzero(filled).tolist():
-            digest = xxhash.xxh3_64_intdigest(view[page * PAGE_SIZE : (page + 1) * PAGE_SIZE])
-            hashes[start // PAGE_SIZE + page] = digest
-    return hashes
-
-
-def _chunks(fds: Sequence[int], size: int) -> Iterator[tuple[int, list[Bytes]]]:
-    """(offset, the bytes of each file) of the first `size` bytes, in order, but for chunks that are a hole in all.
-
-    The arrays are overwritten by the next step.
-    """
+def require_whole(fd: int, size: int) -> None:
+    """EvidenceError when a file has fewer than `size` bytes; ValueError when those are no whole pages."""
     if size % PAGE_SIZE:
         raise ValueError(f"{size} bytes are no whole number of pages")
-    for fd in fds:
-        if (end := os.fstat(fd).st_size) < size:
-            raise EvidenceError(
-                f"a memory image ends at {end:#x}, {size:#x} or more was expected",
-                hint="was the capture cut off, for example by a full disk?",
-            )
-    buffers = [np.empty(min(_CHUNK, size), np.uint8) for _ in fds]
-    start = 0
-    while (start := min(_next_data(fd, start, size) for fd in fds) // _CHUNK * _CHUNK) < size:
-        chunks = [buffer[: size - start] for buffer in buffers]
-        for fd, chunk in zip(fds, chunks, strict=True):
-            _read_all(fd, chunk, start)
-        yield start, chunks
-        start += _CHUNK
+    if (end := os.fstat(fd).st_size) < size:
+        raise EvidenceError(
+            f"a memory image ends at {end:#x}, {size:#x} or more was expected",
+            hint="was the capture cut off, for example by a full disk?",
+        )
 
 
-def _next_data(fd: int, start: int, size: int) -> int:
+def next_data(fd: int, start: int, size: int) -> int:
     """Where the file has data from `start` on; not below `size`, rounded up to whole chunks, when nowhere before."""
-    nowhere = -(-size // _CHUNK) * _CHUNK
+    nowhere = -(-size // CHUNK) * CHUNK
     if start >= size:
         return nowhere
     try:
@@ -106,7 +68,7 @@ def _next_data(fd: int, start: int, size: int) -> int:
         return nowhere
 
 
-def _read_all(fd: int, chunk: Bytes, offset: int) -> None:
+def read_all(fd: int, chunk: Bytes, offset: int) -> None:
     done = 0
     while done < len(chunk):
         count = os.preadv(fd, [chunk.data[done:]], offset + done)
@@ -130,26 +92,27 @@ class FileRange:
     offset: int
 
 
-class FileMemory:
-    """Physical memory in a file, in ranges: QEMU's pc machine moves the RAM that its PCI hole would cover to
-    4 GiB, so a file offset is not always a physical address. The descriptor stays the caller's."""
+class RangesMemory:
+    """Physical memory kept somewhere in ranges: QEMU's pc machine moves the RAM that its PCI hole would cover to
+    4 GiB, so an offset is not always a physical address."""
 
-    def __init__(self, fd: int, ranges: Sequence[FileRange]) -> None:
-        """Raises ValueError when ranges overlap."""
-        self._fd = fd
+    def __init__(self, read_at: Callable[[int, int], bytes], ranges: Sequence[FileRange]) -> None:
+        """read_at: size and offset -> bytes from there on, fewer where a piece ends, none at the very end. Raises
+        ValueError when ranges overlap."""
+        self._read_at = read_at
         self._ranges = sorted(ranges, key=lambda each: each.start)
         for below, above in zip(self._ranges, self._ranges[1:], strict=False):
             if below.start + below.size > above.start:
                 raise ValueError(f"memory ranges overlap at {above.start:#x}")
 
     def read(self, address: int, size: int) -> bytes:
-        """Bytes from a physical address, across adjoining ranges. Raises OutsideMemory, also where the file
+        """Bytes from a physical address, across adjoining ranges. Raises OutsideMemory, also where what is kept
         is shorter than its range says."""
         parts: list[bytes] = []
         while size:
             held = self._range_of(address)
             count = min(size, held.start + held.size - address)
-            part = os.pread(self._fd, count, held.offset + address - held.start)
+            part = self._read_at(count, held.offset + address - held.start)
             if not part:
                 raise OutsideMemory(address)
             parts.append(part)
@@ -162,6 +125,14 @@ class FileMemory:
             if held.start <= address < held.start + held.size:
                 return held
         raise OutsideMemory(address)
+
+
+class FileMemory(RangesMemory):
+    """Physical memory in a file. The descriptor stays the caller's."""
+
+    def __init__(self, fd: int, ranges: Sequence[FileRange]) -> None:
+        """Raises ValueError when ranges overlap."""
+        super().__init__(functools.partial(os.pread, fd), ranges)
 
 
 class PagesMemory:

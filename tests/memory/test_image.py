@@ -6,17 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import xxhash
 
 from rig.errors import EvidenceError
 from rig.memory.image import (
-    ZERO_PAGE,
     FileMemory,
     FileRange,
     PagesMemory,
-    changed_pages,
     copy,
-    page_hashes,
 )
 from rig.memory.physical import OutsideMemory
 from rig.model import PAGE_SIZE
@@ -50,70 +46,23 @@ def test_copy_is_exact_and_keeps_zeros_as_holes(opened: Opened) -> None:
     assert os.fstat(dst).st_blocks * 512 < 2 * MIB
 
 
-def test_changed_pages_across_chunks(opened: Opened) -> None:
-    before = bytearray(_noise(3 * MIB + PAGE_SIZE))
-    after = bytearray(before)
-    for offset in (0, PAGE_SIZE - 1, 255 * PAGE_SIZE, 256 * PAGE_SIZE, 3 * MIB + PAGE_SIZE - 1):
-        after[offset] ^= 1
-    a, b = opened("a", bytes(before)), opened("b", bytes(after))
-    assert changed_pages(a, b, len(before)).tolist() == [0, 255, 256, 768]
-    assert changed_pages(a, a, len(before)).tolist() == []
-    assert changed_pages(a, b, 2 * MIB).tolist() == [0, 255, 256]
-
-
-def test_page_hashes_are_xxh3_of_each_page(opened: Opened) -> None:
-    almost_zero = bytes(PAGE_SIZE - 1) + b"\1"
-    content = ZERO_PAGE + almost_zero + _noise(2 * MIB) + ZERO_PAGE
-    hashes = page_hashes(opened("image", content), len(content))
-    expected = [xxhash.xxh3_64_intdigest(content[at : at + PAGE_SIZE]) for at in range(0, len(content), PAGE_SIZE)]
-    assert hashes.dtype == np.uint64
-    assert hashes.tolist() == expected
-    assert len(set(expected[:3])) == 3
-
-
 @pytest.mark.parametrize("size", [0, PAGE_SIZE, MIB])
 def test_small_sizes(opened: Opened, size: int) -> None:
     content = _noise(size)
     src, dst = opened("src", content), opened("dst", b"")
     copy(src, dst, size)
     assert os.pread(dst, 2 * MIB, 0) == content
-    assert (len(changed_pages(src, dst, size)), len(page_hashes(src, size))) == (0, size // PAGE_SIZE)
 
 
 def test_a_torn_image_is_told(opened: Opened) -> None:
     whole, torn = opened("whole", bytes(2 * MIB)), opened("torn", bytes(MIB + 5))
     with pytest.raises(EvidenceError, match="ends at 0x100005, 0x200000 or more was expected"):
-        changed_pages(whole, torn, 2 * MIB)
-    with pytest.raises(EvidenceError, match="ends at 0x100005"):
-        page_hashes(torn, 2 * MIB)
-    with pytest.raises(EvidenceError, match="ends at 0x100005"):
         copy(torn, whole, 2 * MIB)
-
-
-@pytest.mark.timeout(30)
-def test_what_was_never_written_costs_nothing(request: pytest.FixtureRequest) -> None:
-    # reading 8 TiB, holes or not, would take an hour
-    def sparse(**pages: bytes) -> int:
-        fd = os.memfd_create("sparse")
-        request.addfinalizer(lambda: os.close(fd))
-        os.ftruncate(fd, size)
-        for page, content in pages.items():
-            os.pwrite(fd, content, int(page[1:]) * PAGE_SIZE)
-        return fd
-
-    size, last = 8 << 40, (8 << 40) // PAGE_SIZE - 1
-    a, b = sparse(p5=b"a", p300=b"x"), sparse(p5=b"b", p300=b"x", **{f"p{last}": b"y"})
-    assert changed_pages(a, b, size).tolist() == [5, last]
-    assert changed_pages(b, a, size).tolist() == [5, last]
-    copied = sparse()
-    copy(b, copied, size)
-    assert changed_pages(copied, b, size).tolist() == []
-    assert os.fstat(copied).st_blocks * 512 <= 3 * MIB
 
 
 def test_half_pages_are_refused(opened: Opened) -> None:
     with pytest.raises(ValueError, match="4097 bytes are no whole number of pages"):
-        page_hashes(opened("image", bytes(8192)), 4097)
+        copy(opened("image", bytes(8192)), opened("dst", b""), 4097)
 
 
 def test_file_memory_as_qemu_splits_it(opened: Opened) -> None:
