@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import rig
-from rig.commands import clusters, comparing, developer, exports, interactive, reports, runs, stock
+from rig.commands import bench, clusters, comparing, developer, exports, interactive, reports, runs, stock
 from rig.commands.common import bisect_code, print_json
 from rig.errors import Cancelled, RigError, UnsuitableKernel
 from rig.model import Checkpoint, Options, Until
@@ -171,9 +171,8 @@ def parser() -> argparse.ArgumentParser:
     text = "modules and the debugger only, no kernels to build, kdump only, on one guest: x86_64, or --guest"
     extent.add_argument("--quick", action="store_true", help=text)
     extent.add_argument("--all", action="store_false", dest="quick", help="everything (default)")
-    about = "measure the rig against bare boots"
-    bench = command("bench", about, runs.bench, _add_guest, _add_accel, _add_catalogue)
-    bench.add_argument("what", nargs="?", default="run", choices=("run",), help="default: run")
+    about = "measure the rig beside what one would do instead"
+    command("bench", about, bench.bench, bench.add_options, _add_guest, _add_accel, _add_catalogue)
     completion = command("completion", "print a script by which a shell completes rig's words", _completion)
     completion.add_argument("shell", choices=("bash", "zsh"), metavar="SHELL", help="bash or zsh")
     command("doctor", "say what this machine has and lacks", stock.doctor, _add_results, _add_catalogue)

@@ -1,16 +1,14 @@
-"""The commands that run guests or judge what they left: run, matrix, check, selftest, bench."""
+"""The commands that run guests or judge what they left: run, matrix, check, selftest."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rig.commands import clusters, interactive
 from rig.commands.common import (
-    cancel_on_signal,
     carry_out,
     catalogue_of,
     exit_code,
@@ -26,7 +24,6 @@ if TYPE_CHECKING:
     from rig.pool import Finished
 
 NIGHTLY = "nightly"  # the selection that `rig matrix` runs unless others are named
-BENCHMARK = "panic"  # the scenario that `rig bench run` takes the time of
 
 
 def run(args: argparse.Namespace) -> int:
@@ -131,22 +128,3 @@ def selftest(args: argparse.Namespace) -> int:
     code = carry_out(room.plans(catalogue_of(args), args.guest, args.quick), options_of(args), show)
     everything = not args.quick and not args.guest
     return 1 if everything and unproved else code
-
-
-def bench(args: argparse.Namespace) -> int:
-    """One guest after the other: guests side by side would take each other's time. 1 when a bound does not hold."""
-    from rig import bench as room
-    from rig.plan import plan
-
-    plans = plan(catalogue_of(args), [BENCHMARK], args.guest)
-    with cancel_on_signal() as cancel:
-        figures = [
-            figure
-            for one in plans
-            for figure in room.measure(one, options_of(args), lambda text: print(text, file=sys.stderr), cancel)
-        ]
-    if args.json:
-        print_json({"figures": figures})
-    else:
-        print("\n".join(room.lines(figures)))
-    return 0 if all(figure.holds for figure in figures) else 1

@@ -173,19 +173,6 @@ def test_selftest_fails_for_a_check_that_no_sabotage_fails(
     assert (document["sabotages"], document["unproved"]) == (["overwritten-pgd@pae/debian-6.1"], unproved)
 
 
-@pytest.mark.usefixtures("conductor")
-@pytest.mark.parametrize(("holds", "code"), [(True, 0), (False, 1)])
-def test_bench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], holds: bool, code: int) -> None:
-    def measure(plan: RunPlan, options: Options, say: Callable[[str], None], _cancel: object) -> list[Any]:
-        say("measuring")
-        assert options == Options(accel="tcg")
-        return [types.SimpleNamespace(name=plan.id, holds=holds)]
-
-    pretend(monkeypatch, "rig.bench", measure=measure, lines=lambda figures: [figure.name for figure in figures])
-    assert cli.main(words("bench run --guest pae --accel tcg")) == code
-    assert capsys.readouterr() == ("panic@pae/debian-6.1\n", "measuring\n")
-
-
 @pytest.mark.parametrize(
     ("kernel", "guest", "told"),
     [

@@ -118,7 +118,6 @@ def test_wrong_requests_exit_with_2_before_anything_runs(
         "run panic --accel xen",
         "list kernles",
         "check",
-        "bench walk",
     ],
 )
 def test_what_argparse_refuses_exits_with_2(line: str, capsys: pytest.CaptureFixture[str]) -> None:
