@@ -30,6 +30,7 @@ _CODE_BLOCK = re.compile(r"\A[^\n]*\n(?:0x[0-9a-f]+:.*\n)+")
 # Interrupts and exceptions as they are delivered, the registers after it (do_interrupt_all(), QEMU's
 # target/i386/tcg/seg_helper.c).
 _EVENT = re.compile(r"^ *\d+: v=([0-9a-f]{2}) e=([0-9a-f]+) i=(\d) .*$", re.MULTILINE)
+_EVENT_SIGN = ": v="  # in each of them, and in nothing else: hardly any instruction is followed by one
 _RULE = "----------------"  # before what was translated next
 _UNDONE = "Stopped execution of TB chain before"  # the block just logged was left again before it ran
 _REPEATS = re.compile(rb"[\x66\x67\x26\x2e\x36\x3e\x64\x65]*[\xf2\xf3]")  # REP prefixes, others before them
@@ -137,7 +138,8 @@ def parse(text: str, cpu: int, start: int | None = None) -> Trace:
         if own and begun:
             if _UNDONE not in body:
                 _add(steps, int(address, 16), body, code, cpu)
-            events += _events(len(steps), body, cpu)
+            if _EVENT_SIGN in body:
+                events += _events(len(steps), body, cpu)
         gaps += [Gap(len(steps), what) for what in _GAP.findall(body)]
         _learn_code(body, code)
     if not steps:
@@ -182,7 +184,8 @@ def _add(steps: list[Step], address: int, body: str, code: dict[int, bytes], cpu
         steps[-1] = replace(steps[-1], repeats=steps[-1].repeats + 1)
         return
     # up to what follows the registers: another instruction's bytes, or the registers at an interrupt
-    state = _registers(_EVENT.split(body.split(_RULE, 1)[0], maxsplit=1)[0], cpu, f"{address:#x}")
+    text = body.split(_RULE, 1)[0]
+    state = _registers(_EVENT.split(text, maxsplit=1)[0] if _EVENT_SIGN in text else text, cpu, f"{address:#x}")
     if state.general["rip"] != address:
         raise EvidenceError(f"the hand-over trace mixes CPUs: registers of {state.general['rip']:#x} at {address:#x}")
     steps.append(Step(len(steps), state, blob))
