@@ -172,7 +172,8 @@ def parser() -> argparse.ArgumentParser:
     extent.add_argument("--quick", action="store_true", help=text)
     extent.add_argument("--all", action="store_false", dest="quick", help="everything (default)")
     about = "measure the rig beside what one would do instead"
-    command("bench", about, bench.bench, bench.add_options, _add_guest, _add_accel, _add_catalogue)
+    options = (bench.add_options, _add_guest, _add_accel, _add_catalogue)
+    command("bench", about, bench.bench, *options, epilog=bench.EXIT_CODES)
     completion = command("completion", "print a script by which a shell completes rig's words", _completion)
     completion.add_argument("shell", choices=("bash", "zsh"), metavar="SHELL", help="bash or zsh")
     command("doctor", "say what this machine has and lacks", stock.doctor, _add_results, _add_catalogue)

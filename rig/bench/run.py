@@ -5,13 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
 from rig.bench.figures import Bound, Figure, Samples
-from rig.bench.setting import REPEATS, Bench, booted, rig, scratch
+from rig.bench.setting import REPEATS, Bare, Bench, booted, restored, rig, scratch
 from rig.model import RunPlan
 from rig.report.directories import runs_in
 from rig.triggers import TRIGGERS, trigger_line
@@ -20,23 +21,23 @@ TIMES = 3  # of each guest: the machine's other load comes and goes
 
 # Bounds of the project's own goals.
 WHOLE = Bound(1.25)
+WARM = Bound(1.15)
+HANDOVER = Bound(0.25)
 IMPORT_SECONDS = Bound(0.3)
 EVIDENCE_MIB = Bound(10.0)
 PEAK_MIB = Bound(1536.0)
 
+UNTIL_HANDOVER = ("--until", "handover")
 IMPORTED = "import rig.cli, rig.commands.runs, rig.conductor"  # what `rig run` needs before QEMU is started
 
 
 @dataclass(frozen=True)
 class BareTimes:
-    """Seconds: start to first shell, trigger to the crash kernel's shell."""
+    """Seconds without the rig: start to first shell, trigger to the crash kernel's shell; of a restored guest both."""
 
     boot: float
     crash: float
-
-    @property
-    def both(self) -> float:
-        return self.boot + self.crash
+    restored: float
 
 
 @dataclass(frozen=True)
@@ -66,37 +67,51 @@ def _imports(bench: Bench) -> Figure:
 
 
 def _of_guest(bench: Bench, plan: RunPlan) -> list[Figure]:
-    """Each is the median; the ratio is that of the ratios, each of one pair taken right after another."""
+    """Each is the median; a ratio is that of the ratios, each of a pair from the same round."""
+    bench.say(f"run: {plan.id}: a template")
+    whole(bench, plan, *UNTIL_HANDOVER)
     bares: list[BareTimes] = []
-    wholes: list[Whole] = []
+    cold, warm, early = list[Whole](), list[Whole](), list[Whole]()
     for number in range(1, TIMES + 1):
         bench.say(f"run: {plan.id}: {number} of {TIMES}: bare boots")
         bares.append(bare(bench, plan))
         bench.say(f"run: {plan.id}: {number} of {TIMES}: the same with rig run")
-        wholes.append(whole(bench, plan))
+        cold.append(whole(bench, plan, "--no-template"))
+        warm.append(whole(bench, plan))
+        early.append(whole(bench, plan, *UNTIL_HANDOVER))
     guest = plan.guest.name
-    both = Samples(tuple(one.both for one in bares))
-    seconds = Samples(tuple(one.seconds for one in wholes))
-    ratios = seconds.over(both)
-    evidence = Samples(tuple(one.evidence for one in wholes))
-    peak = Samples(tuple(one.peak for one in wholes))
-    beside = f"the guest booted and crashed bare, {both.median:.1f} s"
+
+    def ratio(name: str, runs: Sequence[Whole], beside: str, times: Sequence[float], bound: Bound) -> Figure:
+        seconds, bare = Samples(tuple(one.seconds for one in runs)), Samples(tuple(times))
+        value, told = seconds.over(bare), f"{beside}: {seconds.median:.1f} s to {bare.median:.1f} s"
+        return Figure("run", name, value.median, "x", guest, told, bound, value.noise)
+
+    evidence = Samples(tuple(one.evidence for one in cold))
+    peak = Samples(tuple(one.peak for one in cold))
     return [
-        Figure("run", "from command line to verdict", ratios.median, "x", guest, beside, WHOLE, ratios.noise),
-        Figure("run", "seconds of it", seconds.median, "s", guest, noise=seconds.noise),
+        ratio("--until handover, from a template", early, "one bare boot", [one.boot for one in bares], HANDOVER),
+        ratio("from a template", warm, "the same, restored bare", [one.restored for one in bares], WARM),
+        ratio("--no-template", cold, "both boots bare", [one.boot + one.crash for one in bares], WHOLE),
         Figure("run", "evidence", evidence.median, "MiB", guest, bound=EVIDENCE_MIB, noise=evidence.noise),
         Figure("run", "peak memory of rig", peak.median, "MiB", guest, bound=PEAK_MIB, noise=peak.noise),
     ]
 
 
 def bare(bench: Bench, plan: RunPlan) -> BareTimes:
-    """Both boots without breakpoints, captures and checks."""
+    """Both boots without breakpoints, captures and checks; and the second one of a guest restored."""
     with booted(bench, plan) as guest:
         guest.arm(bench)
-        started = time.perf_counter()
-        guest.vm.shell.send(trigger_line(TRIGGERS[plan.scenario.trigger], "0" * 64))
-        guest.vm.shell.wait_hello("crash", bench.deadline("the crash kernel's shell"))
-        return BareTimes(guest.boot, time.perf_counter() - started)
+        boot, crash = guest.boot, _crash(bench, guest)
+    with restored(bench, plan) as guest:
+        return BareTimes(boot, crash, guest.boot + _crash(bench, guest))
+
+
+def _crash(bench: Bench, guest: Bare) -> float:
+    """Seconds from the trigger to the crash kernel's shell."""
+    started = time.perf_counter()
+    guest.vm.shell.send(trigger_line(TRIGGERS[guest.plan.scenario.trigger], "0" * 64))
+    guest.vm.shell.wait_hello("crash", bench.deadline("the crash kernel's shell"))
+    return time.perf_counter() - started
 
 
 def whole(bench: Bench, plan: RunPlan, *words: str) -> Whole:

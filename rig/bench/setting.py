@@ -12,13 +12,12 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rig.bench.figures import Samples
 from rig.errors import Cancelled, MachineError
 from rig.guest import arming
-from rig.guest.keys import RunKeys
 from rig.loads import LOADS
 from rig.model import Options, RunPlan
 from rig.prepare import Artefacts, prepare
@@ -87,14 +86,31 @@ class Bare:
 @contextlib.contextmanager
 def booted(bench: Bench, plan: RunPlan) -> Iterator[Bare]:
     """The guest of a plan, at its shell."""
-    with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(scratch())
-        keys = RunKeys.make()
-        artefacts = stack.enter_context(prepare(plan, bench.options, keys, folder, lambda _: None, bench.cancel))
+    with _artefacts(bench, plan, template=False) as artefacts:
         started = time.perf_counter()
-        vm = stack.enter_context(Vm(artefacts.machine, cancel=bench.cancel))
-        vm.shell.wait_hello("first", bench.deadline("the first shell"))
-        yield Bare(vm, artefacts, plan, time.perf_counter() - started)
+        with Vm(artefacts.machine, cancel=bench.cancel) as vm:
+            vm.shell.wait_hello("first", bench.deadline("the first shell"))
+            yield Bare(vm, artefacts, plan, time.perf_counter() - started)
+
+
+@contextlib.contextmanager
+def restored(bench: Bench, plan: RunPlan) -> Iterator[Bare]:
+    """The same guest, armed, from the template that an earlier `rig run` of the plan has made. MachineError when there
+    is none."""
+    with _artefacts(bench, plan, template=True) as artefacts:
+        if artefacts.template is None:
+            raise MachineError(f"no template was made of {plan.id}", hint="`rig run` says why, in a note")
+        started = time.perf_counter()
+        with Vm(artefacts.machine, cancel=bench.cancel, standing=artefacts.template.standing) as vm:
+            vm.cont()
+            yield Bare(vm, artefacts, plan, time.perf_counter() - started)
+
+
+@contextlib.contextmanager
+def _artefacts(bench: Bench, plan: RunPlan, *, template: bool) -> Iterator[Artefacts]:
+    options = replace(bench.options, template=template)
+    with scratch() as folder, prepare(plan, options, folder, lambda _: None, bench.cancel) as found:
+        yield found
 
 
 @contextlib.contextmanager

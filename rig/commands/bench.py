@@ -18,6 +18,12 @@ if TYPE_CHECKING:
     from rig.bench.setting import Bench
 
 BENCHMARK = "panic"  # the scenario that is taken the time of
+EXIT_CODES = """exit codes:
+  0    every bound holds
+  1    a bound is broken
+  2    the request is wrong: unknown family or guest, no baseline
+  3    something could not be measured, and no bound is broken
+  130  cancelled (Ctrl-C or SIGTERM)"""
 
 
 def add_options(sub: argparse.ArgumentParser) -> None:
