@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from rig.bench.figures import Bound, Figure
 from rig.bench.processes import Watcher
-from rig.bench.setting import Bench, scratch, started_rig, wait
+from rig.bench.setting import Bench, environment, scratch, started_rig, wait
 from rig.errors import MachineError
 from rig.pool import cores
 from rig.report.directories import runs_in
@@ -21,10 +21,12 @@ EACH_MIB = Bound(300)
 
 @dataclass(frozen=True)
 class Matrix:
-    """seconds of all cells. peak: MiB, of the rig and its guests together."""
+    """seconds of all cells. peak: MiB, of the rig and its guests together. restored: how many cells went on from a
+    template."""
 
     seconds: float
     peak: float
+    restored: int
 
 
 def measure(bench: Bench) -> list[Figure]:
@@ -33,6 +35,9 @@ def measure(bench: Bench) -> list[Figure]:
     _run(bench, min(SIDE_BY_SIDE, cores()))
     single = _run(bench, 1)
     double = _run(bench, SIDE_BY_SIDE) if cores() >= SIDE_BY_SIDE else None
+    if booted.restored or single.restored != len(bench.plans) * len(SCENARIOS):
+        told = f"{booted.restored} and {single.restored} cells went on from templates"
+        raise MachineError(f"{told}, where none and {len(bench.plans) * len(SCENARIOS)} were to")
     beside = f"the same booted, one after the other, {booted.seconds:.0f} s"
     templates = Figure("matrix", "from templates: faster", booted.seconds / single.seconds, "x", "", beside, THROUGHPUT)
     return [templates, _side_by_side(single, double), _each(bench, single, double)]
@@ -70,6 +75,7 @@ def _run(bench: Bench, jobs: int, *words: str) -> Matrix:
         with started_rig([*line, *bench.words]) as process, Watcher(process.pid) as watcher:
             wait(bench, process)
         seconds = time.perf_counter() - started
-        if (found := len(list(runs_in(results)))) != len(patterns):
-            raise MachineError(f"{found} cells were run, {len(patterns)} were asked for")
-    return Matrix(seconds, watcher.peak)
+        used = [environment(run)["template"]["used"] for run in runs_in(results)]
+    if len(used) != len(patterns):
+        raise MachineError(f"{len(used)} cells were run, {len(patterns)} were asked for")
+    return Matrix(seconds, watcher.peak, sum(used))

@@ -7,12 +7,10 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-
-import msgspec
 
 from rig.bench.figures import Bound, Figure, Samples
-from rig.bench.setting import REPEATS, Bare, Bench, booted, restored, rig, scratch
+from rig.bench.setting import REPEATS, Bare, Bench, booted, environment, restored, rig, scratch
+from rig.errors import MachineError
 from rig.model import RunPlan
 from rig.report.directories import runs_in
 from rig.triggers import TRIGGERS, trigger_line
@@ -42,11 +40,12 @@ class BareTimes:
 
 @dataclass(frozen=True)
 class Whole:
-    """A whole `rig run`. evidence, peak: MiB."""
+    """A whole `rig run`. evidence, peak: MiB. template: whether it went on from one."""
 
     seconds: float
     evidence: float
     peak: float
+    template: bool
 
 
 def measure(bench: Bench) -> list[Figure]:
@@ -80,6 +79,8 @@ def _of_guest(bench: Bench, plan: RunPlan) -> list[Figure]:
         warm.append(whole(bench, plan))
         early.append(whole(bench, plan, *UNTIL_HANDOVER))
     guest = plan.guest.name
+    if any(one.template for one in cold) or not all(one.template for one in (*warm, *early)):
+        raise MachineError(f"{plan.id} went on from a template where it was not to, or did not where it was to")
 
     def ratio(name: str, runs: Sequence[Whole], beside: str, times: Sequence[float], bound: Bound) -> Figure:
         seconds, bare = Samples(tuple(one.seconds for one in runs)), Samples(tuple(times))
@@ -121,10 +122,5 @@ def whole(bench: Bench, plan: RunPlan, *words: str) -> Whole:
         seconds = rig(bench, "run", plan.scenario.name, *options)
         (found,) = runs_in(results)
         size = sum(f.stat().st_size for f in found.rglob("*") if f.is_file()) / (1 << 20)
-        environment = _environment(found)
-        return Whole(seconds, size, environment["peak_memory_mib"])
-
-
-def _environment(found: Path) -> dict[str, float]:
-    told: dict[str, float] = msgspec.json.decode((found / "result.json").read_bytes())["environment"]
-    return told
+        told = environment(found)
+        return Whole(seconds, size, told["peak_memory_mib"], told["template"]["used"])

@@ -14,6 +14,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from rig.bench.figures import Samples
 from rig.errors import Cancelled, MachineError
@@ -156,3 +159,9 @@ def wait(bench: Bench, process: subprocess.Popen[str]) -> None:
             bench.check()
     finally:
         os.close(descriptor)
+
+
+def environment(run: Path) -> dict[str, Any]:
+    """What a run's result says of the circumstances."""
+    told: dict[str, Any] = msgspec.json.decode((run / "result.json").read_bytes())["environment"]
+    return told
