@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from itertools import groupby
 
@@ -12,14 +13,15 @@ from rich.text import Text
 
 from rig.bench.figures import Figure, Worse
 
-WIDTH = 80
+WIDTH = 80  # columns, of which the names have
+NAME = 38
 HOLDS = {True: ("holds", "green"), False: ("BROKEN", "bold red"), None: ("", "")}
 
 
 def table(figures: Sequence[Figure]) -> Table:
     """One row a figure, what it stands beside below its name."""
     out = Table(box=box.SIMPLE_HEAD, width=WIDTH, pad_edge=False, padding=(0, 1))
-    out.add_column("figure", ratio=1)
+    out.add_column("figure", width=NAME)
     for title in ("value", "noise", "bound"):
         out.add_column(title, justify="right", no_wrap=True)
     out.add_column("", no_wrap=True, min_width=6)
@@ -31,11 +33,13 @@ def table(figures: Sequence[Figure]) -> Table:
 
 
 def _cells(figure: Figure) -> tuple[Text, ...]:
-    name = Text(f"  {figure.name}")
-    if figure.beside:
-        name.append(f"\n    beside {figure.beside}", style="dim")
-    if figure.missing:
-        name.append(f"\n    not measured: {figure.missing}", style="bold yellow")
+    name = Text("\n").join(
+        [
+            *_wrapped(figure.name, "  ", ""),
+            *_wrapped(f"beside {figure.beside}" if figure.beside else "", "    ", "dim"),
+            *_wrapped(f"not measured: {figure.missing}" if figure.missing else "", "    ", "bold yellow"),
+        ]
+    )
     word, style = HOLDS[figure.holds]
     return (
         name,
@@ -44,6 +48,11 @@ def _cells(figure: Figure) -> tuple[Text, ...]:
         Text("" if figure.bound is None else str(figure.bound)),
         Text(word, style=style),
     )
+
+
+def _wrapped(text: str, indent: str, style: str) -> list[Text]:
+    lines = textwrap.wrap(text, NAME, initial_indent=indent, subsequent_indent=f"{indent}  ")
+    return [Text(line, style=style) for line in lines]
 
 
 def number(value: float) -> str:

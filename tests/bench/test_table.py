@@ -20,10 +20,10 @@ def test_the_table_in_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
     assert max(map(len, out.splitlines())) <= 80
     rows = [" ".join(line.split()) for line in out.splitlines()]
     assert "comparison of 512 MiB 0.212 x ±7% <= 1.3 holds" in rows
-    assert "beside cmp of two such files in memory" in rows
+    assert "     beside cmp of two such files in" in [line.rstrip() for line in out.splitlines()]
     assert "walk (x86_64)" in rows
     assert "translations [not markup] 19 x ±1% >= 20 BROKEN" in rows
-    assert "not measured: 9216 MiB of memory are" in rows
+    assert "not measured: 9216 MiB of memory" in rows
     assert rows[-1] == "2 of 3 bounds hold, 1 not measured"
 
 
