@@ -121,7 +121,7 @@ def _capture(bench: Bench, image: int, megabytes: int) -> list[Figure]:
         # in the one capture of a run they are not.
         ratio(own.over(numpy), "the same, beside huge pages", "numpy's copy, again and again"),
         Figure("memory", f"hashing of every page, {megabytes} MiB", speed.median, "GB/s", "", "", HASHING, speed.noise),
-        ratio(hashing.over(reading), "time of it", "one reading of as much by numpy"),
+        ratio(hashing.over(reading), "the same, beside plain reading", "numpy reading as much once"),
     ]
 
 
