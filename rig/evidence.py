@@ -37,14 +37,14 @@
     vmcore/dump.pages.zst       the pieces of the dump that differ from `panic`, and those that are no whole pages; by
                                 number instead of pfn, filled up with zeroes
 
-A directory is written under a temporary name and renamed when complete: what bears a run's name is whole.
+A directory is written under a temporary name and renamed when complete: what bears a run's name is whole. What a killed
+rig has left under such a name is removed when the next run begins (rig/unfinished.py).
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -53,6 +53,7 @@ from typing import IO, TYPE_CHECKING, TypeVar
 
 import msgspec
 
+from rig import unfinished
 from rig.errors import EvidenceError, RequestError
 from rig.facts import Facts
 from rig.late import late
@@ -152,7 +153,7 @@ def from_json(blob: bytes, kind: type[T], source: Path) -> T:
 
 
 class EvidenceWriter:
-    """Gathers one run's evidence under a temporary name beside its final one.
+    """Gathers one run's evidence under a temporary name beside its final one, until finish() or discard().
 
     Raises RequestError when the results directory can't be written.
     """
@@ -161,15 +162,22 @@ class EvidenceWriter:
         self._results = results
         self._slug = slug
         try:
-            results.mkdir(parents=True, exist_ok=True)
-            self.path = Path(tempfile.mkdtemp(prefix=f".{slug}.", dir=results))
-            for folder in (REGISTERS, MEMORY):
-                (self.path / folder).mkdir()
+            self._unfinished = unfinished.begin(results, slug)
+            self.path = self._unfinished.path
+            self._make_folders()
         except OSError as problem:
             raise RequestError(
                 f"the results directory {results} can't be written: {problem.strerror}",
                 hint="name another one with --results DIR",
             ) from problem
+
+    def _make_folders(self) -> None:
+        try:
+            for folder in (REGISTERS, MEMORY):
+                (self.path / folder).mkdir()
+        except OSError:
+            self.discard()
+            raise
 
     def write(self, name: str, blob: bytes) -> None:
         """One file; its folder is made."""
@@ -242,11 +250,13 @@ class EvidenceWriter:
                     continue
                 raise
             self.path = target
+            self._unfinished.let_go()
             return target
         raise RequestError(f"{self._results} is full of runs of {self._slug}")
 
     def discard(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
+        self._unfinished.let_go()
 
 
 # ---------------------------------------------------------------- reading
