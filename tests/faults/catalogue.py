@@ -1,0 +1,172 @@
+"""The faults: what is done, in which phases, and what may come of it.
+
+There is no fault of which a wrong verdict may come. PASS is right when the guest really did survive: the fault did not
+touch it. FAIL is right when the guest's own crash kernel really died.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from tests.faults import acts
+from tests.faults.place import Place
+from tests.faults.subject import LIVE, PHASES
+
+PASS, FAIL, ERROR = "pass", "fail", "error"
+GAVE_UP = "gave up"  # exit 3 without a result: says why, and what to do
+CANCELLED, KILLED = "cancelled", "killed"
+UNJUDGED = frozenset({ERROR, GAVE_UP})
+UNTOUCHED = frozenset({PASS})
+EITHER = UNJUDGED | UNTOUCHED
+ENDED = frozenset({CANCELLED})
+TYPED = ("arm", "dump")  # phases in which the guest's shell takes what is typed
+LATE = PHASES[7:]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """name: of the table's row. accepts: what may come of it; `but`: in these phases instead.
+
+    guest: keys of a guest of its own, added to the one asked for. room: MiB of a file system of its own for results.
+    setting: environment of the rig.
+    """
+
+    name: str
+    act: acts.Act
+    accepts: frozenset[str]
+    phases: tuple[str, ...] = LIVE
+    but: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    words: tuple[str, ...] = ()
+    guest: str = ""
+    room: int = 0
+    pipes: bool = False
+    setting: Callable[[Place], Mapping[str, str]] = lambda _: {}
+    quick: tuple[str, ...] = ()  # the phases that `vm` includes
+
+    def accepted(self, phase: str) -> frozenset[str]:
+        return self.but.get(phase, self.accepts)
+
+
+def _clock(place: Place) -> Mapping[str, str]:
+    library = acts.build_clock(place.root)
+    return {"LD_PRELOAD": str(library), "RIG_FAULT_CLOCK": str(place.root / "clock")}
+
+
+def _truncated(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def _flipped(content: bytes) -> bytes:
+    """One bit, in the middle."""
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 4]) + content[middle + 1 :] if content else content
+
+
+# A rig that is asked to stop when all but the last files are written may still give its result.
+LATE_CANCEL = dict.fromkeys(LATE, ENDED | UNTOUCHED)
+HANGS = ("--deadline", "20")
+NEVER = ("--deadline", "12")  # for what hangs on purpose, and long before
+
+PHASED = (
+    Fault("QEMU: kill -9", acts.signal_qemu(signal.SIGKILL), UNJUDGED, quick=("boot", "hand-over")),
+    Fault("QEMU: SIGTERM", acts.signal_qemu(signal.SIGTERM), UNJUDGED),
+    Fault("QEMU: SIGSTOP", acts.signal_qemu(signal.SIGSTOP), UNJUDGED, words=HANGS),
+    Fault("QEMU: stopped for 3 s", acts.suspend(lambda subject: subject.qemu), UNTOUCHED),
+    Fault("rig: kill -9", acts.signal_rig(signal.SIGKILL), frozenset({KILLED}), PHASES, quick=("panic", "report")),
+    Fault("rig: SIGTERM", acts.signal_rig(signal.SIGTERM), ENDED, PHASES, LATE_CANCEL),
+    Fault("rig: SIGINT", acts.signal_rig(signal.SIGINT), ENDED, PHASES, LATE_CANCEL),
+    Fault(
+        "rig: SIGINT twice",
+        acts.signal_rig(signal.SIGINT, signal.SIGINT),
+        ENDED,
+        PHASES,
+        LATE_CANCEL,
+        quick=("machine-kexec",),
+    ),
+    Fault("rig: SIGHUP", acts.signal_rig(signal.SIGHUP), ENDED, PHASES, LATE_CANCEL),
+    Fault("rig: stopped for 3 s", acts.suspend(lambda subject: subject.pid), UNTOUCHED),
+    Fault("disk full", acts.fill, UNJUDGED, PHASES, room=64, quick=("panic", "report")),
+    Fault("disk full for a phase", acts.fill_for_a_phase, EITHER, (*LIVE, "judge"), room=64, quick=("hand-over",)),
+    Fault("results removed", acts.remove_results, UNJUDGED, PHASES, quick=("dump",)),
+    Fault("cache removed", acts.remove_cache, EITHER, PHASES, quick=("crash-boot",)),
+    Fault("cache: half of each file", acts.damage_cache(_truncated), EITHER, PHASES, words=HANGS),
+    Fault("cache: other content", acts.damage_cache(lambda _: acts.OTHER_TEXT), EITHER, PHASES[:3], words=HANGS),
+    Fault("QMP closed", acts.cut_off("qmp"), UNJUDGED, quick=("panic",)),
+    Fault("gdbstub closed", acts.cut_off("gdb"), UNJUDGED, but=dict.fromkeys(("boot", "crash-boot", "dump"), EITHER)),
+    Fault("console closed", acts.cut_off("console"), EITHER, words=HANGS),
+    Fault("control line closed", acts.cut_off("control"), EITHER, words=HANGS),
+    Fault("console: 100 MB", acts.flood("console"), EITHER, quick=("crash-boot",)),
+    Fault("control line: 100 MB", acts.flood("control"), EITHER),
+    Fault("console: every marker", acts.guest_prints(acts.MARKERS, "console"), EITHER, words=HANGS, quick=("panic",)),
+    Fault("control line: every marker", acts.guest_prints(acts.MARKERS, "control"), EITHER, words=HANGS),
+    Fault("console: no text", acts.guest_prints(acts.NOT_TEXT, "console"), EITHER, words=HANGS),
+    Fault("control line: no text", acts.guest_prints(acts.NOT_TEXT, "control"), EITHER, words=HANGS),
+    Fault("clock: 10 years on", acts.jump_clock(10 * 365 * 86400), UNTOUCHED, PHASES, setting=_clock, quick=("boot",)),
+    Fault("clock: a day back", acts.jump_clock(-86400), UNTOUCHED, PHASES, setting=_clock),
+    Fault("stdout closed", acts.close_pipe("stdout"), EITHER, ("boot", "crash-boot", "report"), pipes=True),
+    Fault("stderr closed", acts.close_pipe("stderr"), EITHER, ("boot", "crash-boot", "dump"), pipes=True),
+)
+
+DIED = frozenset({ERROR, FAIL})  # FAIL: its panic had begun, and its crash kernel did not live
+MISBEHAVING = (
+    Fault("guest reboots", acts.guest_does("reboot -f"), UNJUDGED, TYPED, quick=("arm",)),
+    Fault("guest powers off", acts.guest_does("poweroff -f"), UNJUDGED, TYPED),
+    Fault(
+        "guest triple-faults",
+        acts.guest_does("reboot -f"),
+        UNJUDGED,
+        TYPED,
+        guest='cmdline = "reboot=t"\ncrash_cmdline = "reboot=t"',
+    ),
+    Fault("guest panics", acts.guest_does("echo c >/proc/sysrq-trigger"), UNJUDGED, TYPED),
+    Fault("guest loops", acts.guest_does("while :; do :; done"), UNJUDGED, TYPED, words=NEVER, but={"dump": EITHER}),
+    Fault("guest floods", acts.guest_does("cat /dev/zero"), UNJUDGED, TYPED, words=NEVER, but={"dump": EITHER}),
+    Fault("guest's shell ends", acts.guest_does("exit 0"), EITHER, TYPED, words=NEVER),
+)
+
+
+def _first(cmdline: str) -> str:
+    return f'cmdline = "{cmdline}"'
+
+
+def _crash(cmdline: str) -> str:
+    return f'crash_cmdline = "{cmdline}"'
+
+
+SILENT = "8250.nr_uarts=0"
+STUCK = "rdinit=/nowhere root=/dev/sda rootwait"
+# How the guest was made: it never gets through the phase.
+UNFIT = tuple(
+    Fault(name, acts.nothing, accepts, (phase,), guest=guest(cmdline), words=NEVER)
+    for phase, guest, on_death in (("boot", _first, UNJUDGED), ("crash-boot", _crash, frozenset({FAIL})))
+    for name, cmdline, accepts in (
+        ("kernel: serial silence", SILENT, UNJUDGED),
+        ("kernel: no init", "rdinit=/nowhere", on_death),
+        ("kernel: triple fault", "reboot=t rdinit=/nowhere", on_death),
+        ("kernel: waits for ever", STUCK, UNJUDGED),
+    )
+)
+
+WHOLE = "start"  # as a phase: it is so from the start
+
+
+def _says(**variables: str) -> Callable[[Place], Mapping[str, str]]:
+    return lambda _: variables
+
+
+SURROUNDINGS = (
+    Fault(
+        "locale C",
+        acts.nothing,
+        UNTOUCHED,
+        (WHOLE,),
+        setting=_says(LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0"),
+        quick=(WHOLE,),
+    ),
+    Fault("TERM=dumb", acts.nothing, UNTOUCHED, (WHOLE,), setting=_says(TERM="dumb")),
+    Fault("no HOME", acts.nothing, UNTOUCHED, (WHOLE,), setting=_says(HOME="/nonexistent")),
+    Fault("80 columns", acts.nothing, UNTOUCHED, (WHOLE,), setting=_says(COLUMNS="80", LINES="24")),
+)
+FAULTS = (*PHASED, *MISBEHAVING, *UNFIT, *SURROUNDINGS)

@@ -1,0 +1,50 @@
+"""The table of faults x phases: JSON with all that is known, and Markdown for people."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+
+from tests.faults.catalogue import CANCELLED, ERROR, FAIL, FAULTS, GAVE_UP, KILLED, PASS, WHOLE
+from tests.faults.injection import Outcome
+from tests.faults.subject import PHASES
+
+SIGNS = {PASS: "P", FAIL: "F", ERROR: "E", GAVE_UP: "G", CANCELLED: "C", KILLED: "K"}
+HEADS = ("prep", "boot", "arm", "panic", "m-kexec", "hand", "crash", "dump", "judge", "report")
+LEGEND = (
+    "P passed, rightly; F failed, rightly: the guest's crash kernel did die; E could not judge, with a result that "
+    "says why; G gave up, the evidence could not be kept; C cancelled; K killed; **!** wrong"
+)
+
+
+def read(path: Path) -> dict[tuple[str, str], Outcome]:
+    """What was injected before, by fault and phase."""
+    if not path.exists():
+        return {}
+    found = msgspec.json.decode(path.read_bytes(), type=list[Outcome])
+    return {(one.fault, one.phase): one for one in found}
+
+
+def write(path: Path, done: dict[tuple[str, str], Outcome]) -> None:
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(list(done.values())), indent=1) + b"\n")
+
+
+def markdown(outcomes: Iterable[Outcome]) -> str:
+    """No wider than 80 columns."""
+    found = list(outcomes)
+    signs = {(one.fault, one.phase): "**!**" if one.wrong else SIGNS.get(one.outcome, "?") for one in found}
+    lines = [f"| fault | {' | '.join(HEADS)} |", f"|---|{'---|' * len(HEADS)}"]
+    for fault in FAULTS:
+        cells = [signs.get((fault.name, phase), "") for phase in PHASES]
+        if any(cells):
+            lines.append(f"| {fault.name} | {' | '.join(cells)} |")
+    whole = [f"{fault.name} {signs[fault.name, WHOLE]}" for fault in FAULTS if (fault.name, WHOLE) in signs]
+    if whole:
+        lines += ["", f"From the start: {', '.join(whole)}."]
+    counted = Counter(one.outcome for one in found)
+    wrong = sum(bool(one.wrong) for one in found)
+    lines += ["", f"{len(found)} faults: {', '.join(f'{n} {o}' for o, n in counted.most_common())}; {wrong} wrong."]
+    return "\n".join((*lines, "", f"{LEGEND}."))
