@@ -62,7 +62,7 @@ def _broke_off(evidence: Evidence) -> Failure | None:
     except EvidenceError as problem:
         words = problem.message
     hint = f"every instruction up to there is in {LISTING}"
-    return replace(facts.broke_off, message=f"{facts.broke_off.message}; {words}", hint=facts.broke_off.hint or hint)
+    return replace(facts.broke_off, message=f"{facts.broke_off.message}; {words}", hint=hint)
 
 
 def judge_dir(path: Path) -> RunResult:

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import rig
-from rig.errors import CouldNotJudge, EvidenceError, GuestError, GuestHung, ProtocolError
+from rig.errors import CouldNotJudge, EvidenceError, GuestDied, GuestError, GuestHung, ProtocolError
 from rig.evidence import CONSOLE, DIED, EvidenceWriter
 from rig.facts import Facts, Pattern
 from rig.guest.dom0 import CAPABILITIES, DOM0
@@ -56,6 +56,9 @@ HINTS = {
     "user-space": "the kernel is back, its user space is not: the console shows what it waits for",
     "second-boot": "the console shows how far it came: `digests do not match` is purgatory's; --deadline waits longer",
 }
+HUNG = "the console's last lines show how far it came; --deadline waits longer"
+DIED_OF = "console.log shows what the guest did last, qemu.log and qemu.stderr what QEMU said; did somebody end QEMU?"
+BROKEN = "what was said is in console.log, control.log and qmp.jsonl; does it happen again?"
 
 
 @contextlib.contextmanager
@@ -72,6 +75,13 @@ def attached(vm: Vm) -> Iterator[GdbStub]:
     vm.gdb.attach()
     yield vm.gdb
     vm.gdb.detach()
+
+
+def hint_for(problem: CouldNotJudge, phase: str) -> str:
+    """What to do about an error that doesn't say it itself, by its kind and the phase that it broke off."""
+    if isinstance(problem, GuestHung):
+        return HINTS.get(phase, HUNG)
+    return DIED_OF if isinstance(problem, GuestDied) else BROKEN
 
 
 class Run:
@@ -121,8 +131,7 @@ class Run:
             yield Deadline.after(self.options.deadline, what)
         except CouldNotJudge as problem:
             problem.phase = problem.phase or name
-            if isinstance(problem, GuestHung):
-                problem.hint = problem.hint or HINTS.get(name, "")
+            problem.hint = problem.hint or hint_for(problem, name)
             raise
         finally:
             phase = Phase(name, round(time.monotonic() - started, 3), console)

@@ -80,10 +80,8 @@ def memory_accounted(evidence: Evidence) -> CheckResult:
     if ages.older(evidence.facts.kernel.release, ages.PER_CPU_TOLD):
         summary = f"could not judge: who owns the {total + inside} bytes that changed is not known, since {UNTOLD}"
         return CheckResult("memory-accounted", Verdict.ERROR, summary, figures)
-    if unaccounted and evidence.facts.kimage is None:
-        summary = (
-            f"could not judge: struct kimage was not read, and {unaccounted} bytes may be of pages that it points to"
-        )
+    if unaccounted and (unknown := _never_learned(evidence)):
+        summary = f"could not judge: {unknown}, and {unaccounted} of the bytes that changed may be its"
         return CheckResult("memory-accounted", Verdict.ERROR, summary, figures)
     if unaccounted:
         where = ", ".join(address for entry in nobodys for address in entry["addresses"])
@@ -98,6 +96,15 @@ def memory_accounted(evidence: Evidence) -> CheckResult:
         f" ({owners} owners)"
     )
     return CheckResult("memory-accounted", Verdict.PASS, summary, figures)
+
+
+def _never_learned(evidence: Evidence) -> str:
+    """Whose memory isn't known, because the run broke off before it was looked up; empty when everybody's is."""
+    if evidence.facts.kimage is None:
+        return "struct kimage was not read"
+    if not evidence.facts.tables:  # a survey finds the root at least
+        return "the crashed task's memory was not looked up"
+    return ""
 
 
 def _interval(evidence: Evidence, between: Interval, common: Sequence[Claim]) -> _Interval:

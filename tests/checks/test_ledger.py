@@ -66,6 +66,15 @@ def test_any_other_page_of_the_loaded_image_has_no_owner_and_its_writer_is_named
     assert owners(found)["unaccounted"]["writers"] == {"0xc0010000": 4}
 
 
+def test_bytes_without_an_owner_are_no_verdict_when_owners_were_never_looked_up(tmp_path: Path) -> None:
+    """The run broke off in the hand-over, before the survey: seen with a QEMU that was killed there."""
+    machine = forged()
+    machine.change(Checkpoint.MACHINE_KEXEC, 0x3000, b"1234")
+    machine.learn(tables=())
+    found = judged(machine, tmp_path, [(MACHINE_KEXEC, "90", {}), (CONTROL, "90", {})])
+    assert (found.verdict, found.figures["unaccounted"]) == (Verdict.ERROR, 4)
+
+
 def test_a_changed_crash_region_without_a_recording_is_no_verdict(tmp_path: Path) -> None:
     machine = forged()
     machine.change(Checkpoint.HANDOVER, CRASH.start + 0x5000, b"1234")
