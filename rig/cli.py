@@ -20,6 +20,7 @@ from rig.model import Checkpoint, Options, Until
 Act = Callable[[argparse.Namespace], int]
 Add = Callable[[argparse.ArgumentParser], None]
 
+BUG = 3  # what nobody foresaw: could not judge
 CANCELLED = 130  # what a shell reports for a program ended by Ctrl-C
 
 EXIT_CODES = """\
@@ -300,16 +301,16 @@ def _completion(args: argparse.Namespace) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code; argparse itself exits with 2 for what it refuses."""
     words = sys.argv[1:] if argv is None else argv
-    if not _bisects(words):
-        return _main(words)
-    # Python's own 1 for what nobody foresaw, and argparse's 2, would both call a commit bad.
+    bisects = _bisects(words)
+    # Python's own 1 for what nobody foresaw would call a kernel bad; a commit, too, as argparse's 2 would.
     try:
-        return bisect_code(_main(words))
+        return bisect_code(_main(words)) if bisects else _main(words)
     except SystemExit as refused:
-        raise SystemExit(bisect_code(2) if refused.code else 0) from refused
+        raise SystemExit((bisect_code(2) if refused.code else 0) if bisects else refused.code) from refused
     except Exception:
         traceback.print_exc()
-        return bisect_code(2)
+        print("rig: this is a bug of the rig, not of the kernel: nothing was judged", file=sys.stderr)
+        return bisect_code(2) if bisects else BUG
 
 
 def _bisects(words: Sequence[str]) -> bool:

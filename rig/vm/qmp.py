@@ -54,6 +54,7 @@ class Qmp:
         self._listener = EventListener()
         self._beside = sock.dup()  # for what travels beside the text: file descriptors
         self._tasks: list[asyncio.Task[None]] = []
+        self._connecting: asyncio.Task[None] | None = None
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="qmp", daemon=True)
         self._thread.start()
@@ -141,6 +142,7 @@ class Qmp:
             raise
 
     async def _connect(self, sock: socket.socket) -> None:
+        self._connecting = asyncio.current_task()
         self._client.register_listener(self._listener)
         await self._client.connect(sock)
         self._tasks = [
@@ -167,6 +169,10 @@ class Qmp:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._connecting is not None:
+            # Cancelled before the greeting came, it is about to disconnect by itself; a second one at a time is too
+            # much for qemu.qmp (an AssertionError in its _cleanup()).
+            await asyncio.gather(self._connecting, return_exceptions=True)
         if self._client.runstate != Runstate.IDLE:
             # What it raises is how the connection broke; whoever waited for a reply has been told.
             with contextlib.suppress(QMPError, OSError, EOFError):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from rig.cli import main
+from rig.commands import stock
 from rig.commands.common import exit_code
 from rig.model import CheckResult, KernelIdentity, RunResult, Verdict
 
@@ -63,3 +65,16 @@ def test_what_was_skipped_is_no_verdict() -> None:
     good, skipped = judged("p", surprise=""), judged("s")
     assert exit_code([skipped, good]) == 0
     assert exit_code([skipped]) == 3
+
+
+def test_what_nobody_foresaw_is_no_verdict(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Python's own status for it is 1, which says that a check failed."""
+
+    def act(_args: object) -> int:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(stock, "list_", act)
+    assert main(["list"]) == 3
+    said = capsys.readouterr().err
+    assert "ZeroDivisionError" in said
+    assert "a bug of the rig" in said

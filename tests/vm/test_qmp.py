@@ -1,14 +1,18 @@
-"""What can't be had from a real QEMU at will: a reply that comes between two looks for it."""
+"""What can't be had from a real QEMU at will: a reply that comes between two looks for it, a greeting that does not."""
 
 from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import logging
+import socket
+import threading
 from collections.abc import Coroutine
+from pathlib import Path
 
 import pytest
 
-from rig.errors import GuestHung
+from rig.errors import Cancelled, GuestHung
 from rig.vm.deadline import Watch
 from rig.vm.qmp import Qmp
 
@@ -56,3 +60,15 @@ def test_a_reply_that_comes_between_two_looks_is_a_reply(
     finally:
         work.close()
         qmp._loop.close()
+
+
+def test_who_cancels_before_the_greeting_came_is_told_so_and_nothing_else(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """qemu.qmp disconnects by itself then; a second disconnect beside that one ended in an AssertionError."""
+    cancel = threading.Event()
+    cancel.set()
+    ours, theirs = socket.socketpair()
+    with theirs, caplog.at_level(logging.ERROR, "asyncio"), pytest.raises(Cancelled):
+        Qmp(ours, tmp_path / "qmp.jsonl", Watch(cancel), on_event=lambda *_: None, on_lost=lambda: None)
+    assert not [record for record in caplog.records if record.name == "asyncio"]
