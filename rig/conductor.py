@@ -27,6 +27,7 @@ from rig.errors import (
 from rig.evidence import LISTING, TRACEBACK, Evidence, EvidenceWriter, to_json
 from rig.facts import DumpInfo, Facts, Hypervisor, Kimage, PlainPanic
 from rig.guest import arming
+from rig.guest.cache import blaming, default_root
 from rig.kernel import ages, symbols
 from rig.late import late
 from rig.live import Listener, Run, attached, held
@@ -152,7 +153,7 @@ class _Run(Run):
             return self.facts
         try:
             with contextlib.ExitStack() as stack:
-                with self.in_phase("prepare", "the artefacts"):
+                with self.in_phase("prepare", "the artefacts"), blaming(default_root()):
                     artefacts = self.artefacts = stack.enter_context(
                         prepare(self.plan, self.options, self.writer.path, self.listener, self.cancel)
                     )
@@ -236,7 +237,8 @@ class _Run(Run):
             return 0
         known = start.arm(self, vm, artefacts, making, deadline)
         if artefacts.vmlinux is not None:
-            self.kallsyms = symbols.from_vmlinux(artefacts.vmlinux, known.symbols)
+            with blaming(artefacts.cache.root):
+                self.kallsyms = symbols.from_vmlinux(artefacts.vmlinux, known.symbols)
         else:
             store = (artefacts.cache, artefacts.kernel.sha256)
             self.kallsyms = arming.all_symbols(vm.shell, store, known.symbols, deadline, self.listener)

@@ -14,7 +14,7 @@ from typing import Protocol, TypeVar
 
 import msgspec
 
-from rig.errors import MachineError
+from rig.errors import MachineError, UnsuitableKernel
 from rig.guest.apt import Progress
 
 
@@ -154,3 +154,28 @@ class Cache:
             f"the cache {self.root} can't be used: {error.strerror or error}",
             hint="it takes 700 MB in a directory that can be written; RIG_CACHE=DIR puts it elsewhere",
         )
+
+
+@contextlib.contextmanager
+def blaming(root: Path) -> Iterator[None]:
+    """What is read meanwhile may be the cache's own: trouble with such a file is no wrong request of the user's.
+
+    :raise MachineError: instead of UnsuitableKernel or OSError about a file below root
+    """
+    try:
+        yield
+    except UnsuitableKernel as problem:
+        if str(root) not in problem.message:
+            raise
+        raise _damaged(root, problem.message) from problem
+    except OSError as problem:
+        if str(root) not in str(problem.filename or ""):
+            raise
+        raise _damaged(root, f"{problem.filename}: {problem.strerror}") from problem
+
+
+def _damaged(root: Path, what: str) -> MachineError:
+    return MachineError(
+        f"the cache is damaged, or was changed under a running rig: {what}",
+        hint=f"remove the directory that the file is in, or all of {root}: it is made anew",
+    )

@@ -27,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("patterns", nargs="*", default=["*"], metavar="PATTERN", help="of FAULT@PHASE (default: all)")
     parser.add_argument("--into", type=Path, default=Path("faults.json"), metavar="FILE", help="default: %(default)s")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="where what a wrong outcome left is kept")
+    parser.add_argument("--go-on", action="store_true", help="leave out what the file has, and nothing is wrong with")
     parser.add_argument("--table", action="store_true", help="only print the table of what the file has")
     args = parser.parse_args(argv)
     done = table.read(args.into)
@@ -35,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             (number, fault, phase)
             for number, (fault, phase) in enumerate(injection.all_faults())
             if any(fnmatch.fnmatchcase(f"{fault.name}@{phase}", pattern) for pattern in args.patterns)
+            and not (args.go_on and (fault.name, phase) in done and not done[fault.name, phase].wrong)
         ]
         with tempfile.TemporaryDirectory(prefix="faults-") as folder:
             make_master(Path(folder, "master"))

@@ -23,6 +23,7 @@ EITHER = UNJUDGED | UNTOUCHED
 ENDED = frozenset({CANCELLED})
 TYPED = ("arm", "dump")  # phases in which the guest's shell takes what is typed
 LATE = PHASES[7:]
+SOME = ("boot", "hand-over", "dump")  # for what is the same in all
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ PHASED = (
     Fault("QEMU: kill -9", acts.signal_qemu(signal.SIGKILL), UNJUDGED, quick=("boot", "hand-over")),
     Fault("QEMU: SIGTERM", acts.signal_qemu(signal.SIGTERM), UNJUDGED),
     Fault("QEMU: SIGSTOP", acts.signal_qemu(signal.SIGSTOP), UNJUDGED, words=HANGS),
-    Fault("QEMU: stopped for 3 s", acts.suspend(lambda subject: subject.qemu), UNTOUCHED),
+    Fault("QEMU: stopped for 3 s", acts.suspend(lambda subject: subject.qemu), UNTOUCHED, SOME),
     Fault("rig: kill -9", acts.signal_rig(signal.SIGKILL), frozenset({KILLED}), PHASES, quick=("panic", "report")),
     Fault("rig: SIGTERM", acts.signal_rig(signal.SIGTERM), ENDED, PHASES, LATE_CANCEL),
     Fault("rig: SIGINT", acts.signal_rig(signal.SIGINT), ENDED, PHASES, LATE_CANCEL),
@@ -85,8 +86,8 @@ PHASED = (
         LATE_CANCEL,
         quick=("machine-kexec",),
     ),
-    Fault("rig: SIGHUP", acts.signal_rig(signal.SIGHUP), ENDED, PHASES, LATE_CANCEL),
-    Fault("rig: stopped for 3 s", acts.suspend(lambda subject: subject.pid), UNTOUCHED),
+    Fault("rig: SIGHUP", acts.signal_rig(signal.SIGHUP), ENDED, SOME, LATE_CANCEL),
+    Fault("rig: stopped for 3 s", acts.suspend(lambda subject: subject.pid), UNTOUCHED, SOME),
     Fault("disk full", acts.fill, UNJUDGED, PHASES, room=64, quick=("panic", "report")),
     Fault("disk full for a phase", acts.fill_for_a_phase, EITHER, (*LIVE, "judge"), room=64, quick=("hand-over",)),
     Fault("results removed", acts.remove_results, UNJUDGED, PHASES, quick=("dump",)),
@@ -98,13 +99,13 @@ PHASED = (
     Fault("console closed", acts.cut_off("console"), EITHER, words=HANGS),
     Fault("control line closed", acts.cut_off("control"), EITHER, words=HANGS),
     Fault("console: 100 MB", acts.flood("console"), EITHER, quick=("crash-boot",)),
-    Fault("control line: 100 MB", acts.flood("control"), EITHER),
+    Fault("control line: 100 MB", acts.flood("control"), EITHER, SOME),
     Fault("console: every marker", acts.guest_prints(acts.MARKERS, "console"), EITHER, words=HANGS, quick=("panic",)),
     Fault("control line: every marker", acts.guest_prints(acts.MARKERS, "control"), EITHER, words=HANGS),
-    Fault("console: no text", acts.guest_prints(acts.NOT_TEXT, "console"), EITHER, words=HANGS),
-    Fault("control line: no text", acts.guest_prints(acts.NOT_TEXT, "control"), EITHER, words=HANGS),
+    Fault("console: no text", acts.guest_prints(acts.NOT_TEXT, "console"), EITHER, SOME, words=HANGS),
+    Fault("control line: no text", acts.guest_prints(acts.NOT_TEXT, "control"), EITHER, SOME, words=HANGS),
     Fault("clock: 10 years on", acts.jump_clock(10 * 365 * 86400), UNTOUCHED, PHASES, setting=_clock, quick=("boot",)),
-    Fault("clock: a day back", acts.jump_clock(-86400), UNTOUCHED, PHASES, setting=_clock),
+    Fault("clock: a day back", acts.jump_clock(-86400), UNTOUCHED, SOME, setting=_clock),
     Fault("stdout closed", acts.close_pipe("stdout"), EITHER, ("boot", "crash-boot", "report"), pipes=True),
     Fault("stderr closed", acts.close_pipe("stderr"), EITHER, ("boot", "crash-boot", "dump"), pipes=True),
 )

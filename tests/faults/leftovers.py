@@ -16,8 +16,8 @@ SHARED = Path("/dev/shm")
 
 
 def shared() -> frozenset[Path]:
-    """Shared memory that has a name."""
-    return frozenset(SHARED.iterdir())
+    """Shared memory that has a name of the rig's or QEMU's: others use this machine, too."""
+    return frozenset(path for path in SHARED.iterdir() if path.name.lower().startswith(("rig", "qemu")))
 
 
 def marked(mark: str) -> list[int]:

@@ -11,8 +11,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from rig.errors import MachineError, PackageError
-from rig.guest.cache import Cache, default_root
+from rig.errors import MachineError, PackageError, UnsuitableKernel
+from rig.guest.cache import Cache, blaming, default_root
 
 
 class Made(msgspec.Struct):
@@ -150,6 +150,16 @@ def test_a_cache_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(MachineError, match="file/cache"), Cache(tmp_path / "file/cache", print).locked():
         pass
+
+
+def test_a_damaged_file_of_the_cache_is_no_wrong_request_and_one_of_the_users_is(cache: Cache, tmp_path: Path) -> None:
+    with pytest.raises(MachineError, match="vmlinux: No such file") as caught, blaming(cache.root):
+        (cache.root / "kernels" / "vmlinux").read_bytes()
+    assert "is made anew" in caught.value.hint
+    with pytest.raises(MachineError, match="is not a bzImage"), blaming(cache.root):
+        raise UnsuitableKernel(f"{cache.root}/kernels/one/bzImage is not a bzImage")
+    with pytest.raises(UnsuitableKernel), blaming(cache.root):
+        raise UnsuitableKernel(f"{tmp_path}/bzImage is not a bzImage")
 
 
 def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
