@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import os
 import re
@@ -22,6 +23,7 @@ Add = Callable[[argparse.ArgumentParser], None]
 
 BUG = 3  # what nobody foresaw: could not judge
 CANCELLED = 130  # what a shell reports for a program ended by Ctrl-C
+UNREAD = 141  # and by SIGPIPE: not 1, which would say that a check failed
 
 EXIT_CODES = """\
 exit codes:
@@ -30,6 +32,7 @@ exit codes:
   2    the request is wrong: unknown name, bad file, missing option
   3    could not judge: QEMU died, the guest hung, something is missing on this machine
   130  cancelled (Ctrl-C or SIGTERM)
+  141  nobody reads the output any more
 """
 
 BISECT_CODES = """\
@@ -334,10 +337,32 @@ def _main(words: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return _cancelled("cancelled")
     except BrokenPipeError:
-        # Whoever read the output has gone (`rig list | head`); what is still buffered must not fail at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 2 if _bisects(words) else 1
+        return _unread()  # `rig list | head`
+    except OSError as problem:
+        return _no_room(problem)
     return code
+
+
+def _unread() -> int:
+    """Whoever read the output has gone."""
+    _silence()
+    return UNREAD
+
+
+def _no_room(problem: OSError) -> int:
+    """What no command knew what to do about: stdout on a full disk, most of all."""
+    what = f"{problem.filename}: {problem.strerror}" if problem.filename else f"{problem.strerror} (the output?)"
+    with contextlib.suppress(OSError):
+        print(f"rig: {what}\n  hint: make room, or send the output elsewhere", file=sys.stderr)
+    _silence()
+    return BUG
+
+
+def _silence() -> None:
+    """What is still buffered must not fail once more at exit, nor change the exit status then."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(nowhere, stream.fileno())
 
 
 def _cancelled(text: str) -> int:

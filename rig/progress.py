@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import threading
 import time
 from collections import Counter
@@ -102,7 +103,11 @@ class PlainProgress:
         row.phase, row.phase_started = "", now
 
     def _print(self, run: str, text: str) -> None:
-        print(printable(f"{run}: {text}"), file=self._stream, flush=True)
+        """A run goes on when nobody reads any more how it does: whoever did may have gone (`rig run 2>&1 | head`)."""
+        try:
+            print(printable(f"{run}: {text}"), file=self._stream, flush=True)
+        except OSError:
+            self._stream = io.StringIO()
 
 
 class LiveProgress:

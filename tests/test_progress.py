@@ -48,6 +48,20 @@ def test_a_guests_words_move_nothing_on_the_terminal() -> None:
     assert stream.getvalue() == "a run: note: \\x1b]0;pwned\\x07 \\u202egnp.exe\n" * 2
 
 
+class Unread(io.StringIO):
+    """A pipe whose reader has gone."""
+
+    def write(self, _text: str) -> int:
+        raise BrokenPipeError
+
+
+def test_a_run_goes_on_when_nobody_reads_how_it_does() -> None:
+    clock = Clock()
+    progress = PlainProgress(Unread(), clock)
+    drive(progress, clock)
+    progress.end("panic@pae/k", "pass")
+
+
 def test_live_table_fits_80_columns() -> None:
     stream, clock = io.StringIO(), Clock()
     console = Console(file=stream, width=80, force_terminal=True, color_system=None)

@@ -99,8 +99,10 @@ def carry_out(plans: Sequence[RunPlan], options: Options, show: Callable[[Sequen
     finished = [outcome for outcome in outcomes if outcome is not None]
     if not finished:
         raise Cancelled("cancelled: nothing was written")
-    show(finished)
-    keep_history(options.results, finished)
+    try:
+        show(finished)
+    finally:  # also when nobody reads it any more
+        keep_history(options.results, finished)
     if missing := len(plans) - len(finished):
         raise Cancelled(f"cancelled: {missing} of {len(plans)} runs; nothing was written for them")
     return exit_code(result for result, _ in finished)

@@ -23,6 +23,11 @@ from rig.errors import GuestDied, GuestError, GuestHung, MachineError
 from rig.vm.deadline import POLL, Deadline, Watch
 
 _HISTORY = 64 * 1024  # bytes kept for tail()
+_CHUNK = 65536  # bytes taken from the socket at a time
+# Bytes of what has not matched in which a regular expression is looked for; more than what can come at a time. Looking
+# through all of it for each chunk that comes takes minutes for a guest that prints 100 MB.
+_WINDOW = 2 * _CHUNK
+LIMIT = 64 << 20  # bytes that a guest may print on one line in a run: disk and memory have to hold them
 _SEND_TIMEOUT = 5.0  # seconds in which the guest must take what is sent to it
 _ESCAPES = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f]")
 
@@ -36,12 +41,23 @@ class _Feed(SpawnBase):  # type: ignore[misc]  # pexpect has no types
         self.deadline = Deadline.after(0, "nothing")
         self._incoming = incoming
         self._watch = watch
+        self._has_read = False  # in the current wait
+
+    def begin(self, deadline: Deadline) -> None:
+        """A new wait."""
+        self.deadline = deadline
+        self._has_read = False
 
     def read_nonblocking(self, size: int = 1, timeout: float | None = None) -> bytes:
         """The next bytes that arrived, however many. size and timeout are pexpect's, and not looked at.
 
-        The timeout is the deadline's. Raises GuestHung, GuestDied, Cancelled, pexpect.EOF.
+        The timeout is the deadline's, also when more comes all the time. Raises GuestHung, GuestDied, Cancelled,
+        pexpect.EOF.
         """
+        self._watch.check_cancelled()
+        if self._has_read:
+            self.deadline.check(console=self._watch.tail())
+        self._has_read = True
         while True:
             try:
                 data = self._incoming.get(timeout=min(POLL, self.deadline.left))
@@ -68,6 +84,7 @@ class Console:
         self._watch = watch
         self._log = log.open("ab", buffering=0)
         self._history = b""
+        self._printed = 0  # bytes
         self._lock = threading.Lock()
         self._tap: Callable[[bytes], None] | None = None
         self._incoming: queue.SimpleQueue[bytes] = queue.SimpleQueue()
@@ -146,11 +163,11 @@ class Console:
             self._log.close()
 
     def _wait(self, patterns: list[re.Pattern[bytes]] | bytes, deadline: Deadline) -> int:
-        self._feed.deadline = deadline
+        self._feed.begin(deadline)
         try:
             if isinstance(patterns, bytes):
                 return int(self._feed.expect_exact(patterns))
-            return int(self._feed.expect_list(patterns))
+            return int(self._feed.expect_list(patterns, searchwindowsize=_WINDOW))
         except pexpect.EOF as error:
             raise self._gone() from error
 
@@ -171,22 +188,42 @@ class Console:
         with self._lock:
             while select.select([self._sock], [], [], 0)[0]:
                 try:
-                    data = self._sock.recv(65536)
+                    data = self._sock.recv(_CHUNK)
                 except ConnectionResetError:  # QEMU was killed with bytes unread
                     data = b""
                 if not data:
                     self._incoming.put(data)
                     return True
+                if not self._has_room_for(data):
+                    continue
                 try:
                     self._log.write(data)
                 except OSError as error:  # and go on: a line that nobody reads would slow the guest
-                    self._watch.fail(MachineError(f"{self._log.name} can't be written: {error.strerror}"))
+                    self._watch.fail(
+                        MachineError(
+                            f"{self._log.name} can't be written: {error.strerror}",
+                            hint="make room, or choose --results DIR",
+                        )
+                    )
                 self._history = (self._history + data)[-_HISTORY:]
                 if self._tap is not None:
                     self._tap(data)
                 # last: whoever finds something in it may then ask for the tail, or read the log
                 self._incoming.put(data)
         return False
+
+    def _has_room_for(self, data: bytes) -> bool:
+        """Whether this is within LIMIT; when it isn't, the run ends, and until then the line is drained."""
+        self._printed += len(data)
+        if self._printed > LIMIT:
+            self._watch.fail(
+                GuestError(
+                    f"the guest has printed more than {LIMIT >> 20} MiB on {self.name}",
+                    hint=f"{Path(self._log.name).name} shows what it repeats",
+                    console=self._watch.tail(),
+                )
+            )
+        return self._printed <= LIMIT
 
 
 def tail(data: bytes, lines: int) -> str:

@@ -23,7 +23,7 @@ PHASES = (
 )
 LIVE = PHASES[1:8]  # those in which there is a guest
 MARK = "RIG_FAULT"  # environment variable by which all processes of one rig are known
-GLANCE = 0.001  # seconds between two looks at a condition
+GLANCE = 0.003  # seconds between two looks at a condition
 _PIDFD_GETFD = 438  # pidfd_getfd(2), of which neither Python nor glibc 2.36 knows
 
 

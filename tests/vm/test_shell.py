@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,9 +28,10 @@ class Lines:
 
     def __init__(self, folder: Path) -> None:
         watch = Watch()
+        self.log = folder / "console.log"
         kernel, self.guest_kernel = socket.socketpair()
         control, self.guest_control = socket.socketpair()
-        self.kernel = Console(kernel, folder / "console.log", watch, "ttyS0")
+        self.kernel = Console(kernel, self.log, watch, "ttyS0")
         self.control = Console(control, folder / "control.log", watch, "ttyS1")
         watch.tail = self.kernel.tail
         self.shell = Shell(self.kernel, self.control)
@@ -168,6 +171,38 @@ def test_guest_that_does_not_read_is_told(lines: Lines) -> None:
     lines.control._sock.settimeout(0.1)
     with pytest.raises(GuestHung, match="does not read ttyS1"):
         lines.control.send(b"x" * 10_000_000)
+
+
+def flood(end: socket.socket) -> threading.Thread:
+    """Print until nobody listens any more."""
+
+    def pour() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                end.sendall(b"[    0.000000] again and again\n" * 2000)
+
+    thread = threading.Thread(target=pour)
+    thread.start()
+    return thread
+
+
+def test_a_guest_that_prints_all_the_time_runs_into_the_deadline(lines: Lines) -> None:
+    """What is looked at is whether the deadline has passed, not only whether nothing came for a while."""
+    thread = flood(lines.guest_kernel)
+    with pytest.raises(GuestHung, match="in vain for the end of it"):
+        lines.kernel.expect(["never"], Deadline.after(0.3, "the end of it"))
+    lines.guest_kernel.shutdown(socket.SHUT_RDWR)
+    thread.join()
+
+
+def test_a_guest_that_prints_without_end_is_given_up(lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rig.vm.console.LIMIT", 1 << 20)
+    thread = flood(lines.guest_kernel)
+    with pytest.raises(GuestError, match="more than 1 MiB on ttyS0"):  # told to whoever waits, on whichever line
+        lines.control.expect(["never"], soon())
+    lines.guest_kernel.shutdown(socket.SHUT_RDWR)
+    thread.join()
+    assert lines.log.stat().st_size <= 1 << 20
 
 
 def test_tail_drops_control_characters() -> None:
