@@ -169,6 +169,20 @@ def jump_clock(seconds: int) -> Act:
     return act
 
 
+def crowd(subject: Subject, _phase: str) -> None:
+    """Seven more of the same at once, on the same cache and into the same results; each is stopped once it boots."""
+    others = [Subject(subject.words, subject.place, subject.mark, {}, name=f"{number}.") for number in range(7)]
+    try:
+        for other in others:
+            other.wait_for_phase("boot")
+            other.signal(signal.SIGTERM)
+        statuses = {other.wait(60.0) for other in others}
+    finally:
+        for other in others:
+            other.end()
+    assert statuses == {130}, statuses
+
+
 def nothing(_subject: Subject, _phase: str) -> None:
     """The fault is in how the rig was started."""
 

@@ -7,6 +7,7 @@ touch it. FAIL is right when the guest's own crash kernel really died.
 from __future__ import annotations
 
 import signal
+import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -16,7 +17,7 @@ from tests.faults.subject import LIVE, PHASES
 
 PASS, FAIL, ERROR = "pass", "fail", "error"
 GAVE_UP = "gave up"  # exit 3 without a result: says why, and what to do
-CANCELLED, KILLED = "cancelled", "killed"
+REFUSED, CANCELLED, KILLED = "refused", "cancelled", "killed"
 UNJUDGED = frozenset({ERROR, GAVE_UP})
 UNTOUCHED = frozenset({PASS})
 EITHER = UNJUDGED | UNTOUCHED
@@ -43,6 +44,7 @@ class Fault:
     guest: str = ""
     room: int = 0
     pipes: bool = False
+    stdout: str = ""  # a file instead of the usual
     setting: Callable[[Place], Mapping[str, str]] = lambda _: {}
     quick: tuple[str, ...] = ()  # the phases that `vm` includes
 
@@ -157,7 +159,43 @@ def _says(**variables: str) -> Callable[[Place], Mapping[str, str]]:
     return lambda _: variables
 
 
+BLOCK = """
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {absent}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Absent())
+"""
+EXTRAS = ("kcidb_io", "pytest", "psutil", "volatility3", "drgn", "playwright", "jsonschema", "lxml", "yaml")
+
+
+def _without_extras(place: Place) -> Mapping[str, str]:
+    """A Python that has what the rig cannot do without, and none of the rest."""
+    folder = place.root / "site"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(BLOCK.format(absent=EXTRAS))
+    return {"PYTHONPATH": str(folder)}
+
+
+def _read_only(place: Place) -> Mapping[str, str]:
+    subprocess.run(["mount", "-o", "remount,ro", str(place.results)], check=True)
+    return {}
+
+
+def _no_temporary(place: Place) -> Mapping[str, str]:
+    return {"TMPDIR": str(place.root / "nowhere")}
+
+
+REFUSED_ONLY = frozenset({REFUSED})
 SURROUNDINGS = (
+    Fault("no extras", acts.nothing, UNTOUCHED, (WHOLE,), setting=_without_extras),
+    Fault("results read-only", acts.nothing, REFUSED_ONLY, (WHOLE,), room=1, setting=_read_only, quick=(WHOLE,)),
+    Fault("no TMPDIR", acts.nothing, UNTOUCHED, (WHOLE,), setting=_no_temporary),
+    Fault("stdout on a full disk", acts.nothing, frozenset({GAVE_UP, ERROR}), (WHOLE,), stdout="/dev/full"),
+    Fault("8 rigs on one cache", acts.crowd, UNTOUCHED, ("prepare",)),
     Fault(
         "locale C",
         acts.nothing,

@@ -15,13 +15,13 @@ from typing import Any
 from rig import unfinished
 from rig.judge import judge_dir
 from tests.faults import catalogue
-from tests.faults.catalogue import CANCELLED, ERROR, FAIL, GAVE_UP, KILLED, PASS, WHOLE, Fault
+from tests.faults.catalogue import CANCELLED, ERROR, FAIL, GAVE_UP, KILLED, PASS, REFUSED, WHOLE, Fault
 from tests.faults.leftovers import leftovers, shared
 from tests.faults.place import KERNEL, Place, open_place
 from tests.faults.subject import PHASES, Subject
 
 LIMIT = 150.0  # seconds in which a rig must have ended after a fault; the longest deadline given is 20
-EXITS = {0: PASS, 1: FAIL, 3: ERROR, 130: CANCELLED, -signal.SIGKILL: KILLED}
+EXITS = {0: PASS, 1: FAIL, 2: REFUSED, 3: ERROR, 130: CANCELLED, -signal.SIGKILL: KILLED}
 NOBODY_FORESAW = ("Traceback (most recent call last)", "Exception in thread", "Exception ignored")
 
 
@@ -48,7 +48,8 @@ def inject(fault: Fault, phase: str, guest: str, root: Path, master: Path) -> Ou
     """root: a directory that is not there yet. :raise NotReached: the fault could not be injected"""
     with open_place(root, master, room=fault.room) as place:
         mark, before = secrets.token_hex(8), shared()
-        subject = Subject(_words(fault, guest, place), place, mark, fault.setting(place), pipes=fault.pipes)
+        words, environment = _words(fault, guest, place), fault.setting(place)
+        subject = Subject(words, place, mark, environment, pipes=fault.pipes, stdout=fault.stdout)
         try:
             if phase != WHOLE:
                 subject.wait_for_phase(phase)
@@ -131,7 +132,7 @@ def _complaints(fault: Fault, phase: str, outcome: str, end: _End) -> Iterator[s
     if outcome not in fault.accepted(phase):
         yield f"{outcome}, where only {' or '.join(sorted(fault.accepted(phase)))} is right"
     yield from (f"stderr: {words}" for words in NOBODY_FORESAW if words in err)
-    if outcome == GAVE_UP and not all(_last_words(err)):
+    if outcome in (GAVE_UP, REFUSED) and not all(_last_words(err)):
         yield "it says neither why nor what to do"
     if result is not None:
         yield from _of_result(fault, phase, outcome, result)

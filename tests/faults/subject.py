@@ -34,16 +34,26 @@ class NotReached(Exception):
 class Subject:
     """A running rig. What it prints goes into files, so that it never waits for a reader.
 
-    pipes: read its stdout and stderr through pipes instead, which can be closed under it.
+    pipes: read its stdout and stderr through pipes instead, which can be closed under it. name: of those files.
+    stdout: another file for it.
     """
 
     def __init__(
-        self, words: Sequence[str], place: Place, mark: str, environment: Mapping[str, str], *, pipes: bool = False
+        self,
+        words: Sequence[str],
+        place: Place,
+        mark: str,
+        environment: Mapping[str, str],
+        *,
+        pipes: bool = False,
+        name: str = "",
+        stdout: str = "",
     ) -> None:
         self.place = place
         self.mark = mark
-        self._err = place.root / "stderr"
-        self._out = place.root / "stdout"
+        self.words = words
+        self._err = place.root / f"{name}stderr"
+        self._out = Path(stdout) if stdout else place.root / f"{name}stdout"
         self._said = b""
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self.process = subprocess.Popen(
@@ -71,7 +81,7 @@ class Subject:
 
     @property
     def out(self) -> str:
-        return self._out.read_text(errors="replace")
+        return self._out.read_text(errors="replace") if self._out.is_file() else ""
 
     def wait_until(self, condition: Callable[[], bool], what: str, seconds: float = 150.0) -> None:
         until = time.monotonic() + seconds

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import msgspec
 
-from tests.faults.catalogue import CANCELLED, ERROR, FAIL, FAULTS, GAVE_UP, KILLED, PASS, WHOLE
+from tests.faults.catalogue import CANCELLED, ERROR, FAIL, FAULTS, GAVE_UP, KILLED, PASS, REFUSED, WHOLE
 from tests.faults.injection import Outcome
 from tests.faults.subject import PHASES
 
-SIGNS = {PASS: "P", FAIL: "F", ERROR: "E", GAVE_UP: "G", CANCELLED: "C", KILLED: "K"}
+SIGNS = {PASS: "P", FAIL: "F", ERROR: "E", GAVE_UP: "G", REFUSED: "R", CANCELLED: "C", KILLED: "K"}
 HEADS = ("prep", "boot", "arm", "panic", "m-kexec", "hand", "crash", "dump", "judge", "report")
 LEGEND = (
     "P passed, rightly; F failed, rightly: the guest's crash kernel did die; E could not judge, with a result that "
-    "says why; G gave up, the evidence could not be kept; C cancelled; K killed; **!** wrong"
+    "says why; G gave up, the evidence could not be kept; R refused at once; C cancelled; K killed; **!** wrong"
 )
 
 
