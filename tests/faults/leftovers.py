@@ -20,15 +20,17 @@ def shared() -> frozenset[Path]:
     return frozenset(path for path in SHARED.iterdir() if path.name.lower().startswith(("rig", "qemu")))
 
 
-def marked(mark: str) -> list[int]:
-    """The processes of one rig that run, by the variable that all of them have inherited."""
-    wanted, found = f"{MARK}={mark}".encode(), []
+def marked(mark: str, place: Place) -> list[int]:
+    """The processes of one rig that run: by the variable that they have inherited or, where a process is given no
+    environment, by the directory that they were told to work in."""
+    variable, directory = f"{MARK}={mark}".encode(), os.fsencode(place.root)
+    found = []
     for name in filter(str.isdigit, os.listdir("/proc")):
         try:
-            environment = Path(f"/proc/{name}/environ").read_bytes()
+            environment, argv = (Path(f"/proc/{name}/{what}").read_bytes() for what in ("environ", "cmdline"))
         except (FileNotFoundError, ProcessLookupError, PermissionError):
             continue
-        if wanted in environment.split(b"\0") and is_running(int(name)):
+        if (variable in environment.split(b"\0") or directory in argv) and is_running(int(name)):
             found.append(int(name))
     return found
 
@@ -39,7 +41,7 @@ def leftovers(place: Place, mark: str, before: frozenset[Path]) -> list[str]:
     A socket that listens ends with its process, and so does a lock: what is looked at is whether they can be had.
     """
     until = time.monotonic() + GRACE
-    while (alive := marked(mark)) and time.monotonic() < until:
+    while (alive := marked(mark, place)) and time.monotonic() < until:
         time.sleep(GLANCE)
     found = [f"process {pid} {Path(f'/proc/{pid}/comm').read_text().strip()}" for pid in alive]
     found += [f"temporary {path.name}" for path in place.temporary.iterdir()]

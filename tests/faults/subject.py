@@ -95,6 +95,11 @@ class Subject:
         self.wait_until(lambda: self.has_begun(phase), phase)
         if phase in LIVE:
             self.wait_until(lambda: self._find_qemu() is not None, f"QEMU in {phase}")
+        if phase == "boot":
+            self.wait_until(self._has_printed, "the guest's first words")
+
+    def _has_printed(self) -> bool:
+        return any(log.stat().st_size for log in self.place.results.glob(".*/console.log"))
 
     def has_begun(self, phase: str) -> bool:
         if phase == "prepare":
@@ -102,7 +107,8 @@ class Subject:
         if phase in ("judge", "report"):
             before = {"judge": "run.json", "report": "result.json"}[phase]
             return any(self.place.results.glob(f".*/{before}"))
-        return bool(re.search(rf": {PHASES[PHASES.index(phase) - 1]} \d", self.err))
+        before = PHASES[PHASES.index(phase) - 1]
+        return bool(re.search(rf": {'(boot|restore)' if before == 'boot' else before} \d", self.err))
 
     def _find_qemu(self) -> int | None:
         for children in Path(f"/proc/{self.pid}/task").glob("*/children"):

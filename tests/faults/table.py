@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,11 +14,14 @@ from tests.faults.injection import Outcome
 from tests.faults.subject import PHASES
 
 SIGNS = {PASS: "P", FAIL: "F", ERROR: "E", GAVE_UP: "G", REFUSED: "R", CANCELLED: "C", KILLED: "K"}
-HEADS = ("prep", "boot", "arm", "panic", "m-kexec", "hand", "crash", "dump", "judge", "report")
-LEGEND = (
-    "P passed, rightly; F failed, rightly: the guest's crash kernel did die; E could not judge, with a result that "
-    "says why; G gave up, the evidence could not be kept; R refused at once; C cancelled; K killed; **!** wrong"
-)
+WIDTH = 80  # columns
+HEADS = ("prep", "boot", "arm", "pan", "mkx", "hand", "cb", "dump", "jdg", "rep")
+LEGEND = """\
+Phases: prepare, boot, arm, panic, machine-kexec, hand-over, crash-boot, dump,
+judge, report. P: passed, rightly. F: failed, rightly (the guest's own crash
+kernel died). E: could not judge; a result says why. G: could not judge, nor
+keep a result. R: refused at once. C: cancelled. K: killed. !: wrong verdict,
+exit status or message, or something left behind."""
 
 
 def read(path: Path) -> dict[tuple[str, str], Outcome]:
@@ -33,9 +37,9 @@ def write(path: Path, done: dict[tuple[str, str], Outcome]) -> None:
 
 
 def markdown(outcomes: Iterable[Outcome]) -> str:
-    """No wider than 80 columns."""
+    """No wider than WIDTH."""
     found = list(outcomes)
-    signs = {(one.fault, one.phase): "**!**" if one.wrong else SIGNS.get(one.outcome, "?") for one in found}
+    signs = {(one.fault, one.phase): "!" if one.wrong else SIGNS.get(one.outcome, "?") for one in found}
     lines = [f"| fault | {' | '.join(HEADS)} |", f"|---|{'---|' * len(HEADS)}"]
     for fault in FAULTS:
         cells = [signs.get((fault.name, phase), "") for phase in PHASES]
@@ -43,8 +47,8 @@ def markdown(outcomes: Iterable[Outcome]) -> str:
             lines.append(f"| {fault.name} | {' | '.join(cells)} |")
     whole = [f"{fault.name} {signs[fault.name, WHOLE]}" for fault in FAULTS if (fault.name, WHOLE) in signs]
     if whole:
-        lines += ["", f"From the start: {', '.join(whole)}."]
+        lines += ["", *textwrap.wrap(f"From the start on: {', '.join(whole)}.", WIDTH)]
     counted = Counter(one.outcome for one in found)
     wrong = sum(bool(one.wrong) for one in found)
-    lines += ["", f"{len(found)} faults: {', '.join(f'{n} {o}' for o, n in counted.most_common())}; {wrong} wrong."]
-    return "\n".join((*lines, "", f"{LEGEND}."))
+    said = f"{len(found)} faults: {', '.join(f'{n} {o}' for o, n in counted.most_common())}; {wrong} wrong."
+    return "\n".join((*lines, "", *textwrap.wrap(said, WIDTH), "", LEGEND))
