@@ -9,14 +9,12 @@ import argparse
 import contextlib
 import dataclasses
 import os
-import queue
 import signal
 import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from rig.errors import Cancelled, RequestError, RigError
@@ -175,30 +173,35 @@ def require_writable(directory: Path) -> None:
 def cancel_on_signal(what: str = "ending the guests") -> Iterator[threading.Event]:
     """An event that Ctrl-C, SIGTERM and a closed terminal set. The runs see it, reap their guests and end.
 
-    Not the handler but a thread sets it: an event has a lock, which may be taken where the signal came in, as in
-    the handler of a first one. SimpleQueue.put is reentrant.
+    A thread sets it, which is told by the C library's own handler (signal.set_wakeup_fd()): Python's run in the main
+    thread only, and that waits for the runs to end. A signal that comes just as it begins to wait does not wake it:
+    on a busy machine a SIGTERM was seen to be noticed when all was over.
     """
     cancel = threading.Event()
-    came: queue.SimpleQueue[int] = queue.SimpleQueue()
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    told, teller = os.pipe()
+    os.set_blocking(teller, False)  # as set_wakeup_fd() wants it
 
     def pass_on() -> None:
-        if number := came.get():
-            # Not print: the main thread may be in the middle of one.
-            os.write(2, f"\nrig: {signal.Signals(number).name}: {what}\n".encode())
-            cancel.set()
-
-    def on_signal(number: int, _frame: FrameType | None) -> None:
-        came.put(number)
+        while came := os.read(told, 1):
+            if came[0] in numbers:
+                cancel.set()
+                with contextlib.suppress(OSError):  # the terminal may be what has gone
+                    # Not print: the main thread may be in the middle of one.
+                    os.write(2, f"\nrig: {signal.Signals(came[0]).name}: {what}\n".encode())
+                return  # once is enough
 
     thread = threading.Thread(target=pass_on, name="signals", daemon=True)
     thread.start()
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, on_signal) for number in numbers}
+    woken_before = signal.set_wakeup_fd(teller, warn_on_full_buffer=False)
+    before = {number: signal.signal(number, lambda *_: None) for number in numbers}
     try:
         yield cancel
     finally:
-        came.put(0)
+        signal.set_wakeup_fd(woken_before)
+        os.close(teller)
         thread.join()
+        os.close(told)
         # Once cancelled the process is about to end: a second Ctrl-C must not break that off, with a stack trace or, as
         # Python gives up its own handlers at its very end, with a signal's status instead of ours.
         for number, handler in before.items():

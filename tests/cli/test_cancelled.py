@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -88,6 +89,29 @@ def test_ctrl_c_in_a_process_of_its_own(tmp_path: Path) -> None:
     assert (process.returncode, out) == (130, ""), seen + err
     assert "rig: SIGINT: ending the guests" in err
     assert "Traceback" not in seen + err
+
+
+def test_a_signal_that_does_not_wake_the_main_thread() -> None:
+    """As when it comes just before that begins to wait: Python's own handlers run in the main thread only."""
+    with cancel_on_signal() as cancel:
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # of this thread: another one gets it
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        try:
+            assert cancel.wait(10)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def test_a_signal_whose_message_nobody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The terminal is closed, which is what SIGHUP says: writing to it fails."""
+
+    def gone(_descriptor: int, _text: bytes) -> int:
+        raise OSError(errno.EIO, "gone")
+
+    with cancel_on_signal() as cancel:
+        monkeypatch.setattr(os, "write", gone)
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert cancel.wait(10)
 
 
 def test_a_signal_while_another_is_dealt_with(tmp_path: Path) -> None:
