@@ -169,6 +169,45 @@ def jump_clock(seconds: int) -> Act:
     return act
 
 
+def remove_templates(subject: Subject, _phase: str) -> None:
+    shutil.rmtree(subject.place.templates, ignore_errors=True)
+
+
+def second_maker(subject: Subject, _phase: str) -> None:
+    """Another rig that needs the same guest, which is being booted."""
+    other = _another(subject)
+    try:
+        status = other.wait(120.0)
+    finally:
+        other.end()
+    assert status == 0, other.err
+    subject.process.wait()
+    assert len(_sealed(subject)) == 1
+
+
+def kill_maker(subject: Subject, _phase: str) -> None:
+    """Killed while it writes the template down. The next rig makes it; where it lay before does not matter."""
+    rams = subject.place.templates
+    subject.wait_until(lambda: any(path.stat().st_size for path in rams.glob("*/ram")), "a template's RAM")
+    subject.signal(signal.SIGKILL)
+    assert not _sealed(subject), "killed too late"
+    other = _another(subject)
+    try:
+        status = other.wait(120.0)
+    finally:
+        other.end()
+    assert status == 0, other.err
+    assert len(_sealed(subject)) == 1
+
+
+def _another(subject: Subject) -> Subject:
+    return Subject(subject.words, subject.place, subject.mark, {}, name="other.")
+
+
+def _sealed(subject: Subject) -> list[Path]:
+    return list(subject.place.templates.glob("*/told.json"))
+
+
 def crowd(subject: Subject, _phase: str) -> None:
     """Seven more of the same at once, on the same cache and into the same results; each is stopped once it boots."""
     others = [Subject(subject.words, subject.place, subject.mark, {}, name=f"{number}.") for number in range(7)]

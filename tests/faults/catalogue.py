@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from tests.faults import acts
-from tests.faults.place import Place
+from tests.faults.place import Place, damage
 from tests.faults.subject import LIVE, PHASES
 
 PASS, FAIL, ERROR = "pass", "fail", "error"
@@ -44,6 +44,7 @@ class Fault:
     guest: str = ""
     room: int = 0
     pipes: bool = False
+    templates: str = ""  # USED or MADE; empty: none before the guest is armed, else used
     stdout: str = ""  # a file instead of the usual
     setting: Callable[[Place], Mapping[str, str]] = lambda _: {}
     quick: tuple[str, ...] = ()  # the phases that `vm` includes
@@ -152,6 +153,7 @@ UNFIT = tuple(
     )
 )
 
+USED, MADE = "used", "made"  # a template of the guest is there; it is not, and the run makes it
 WHOLE = "start"  # as a phase: it is so from the start
 
 
@@ -189,6 +191,53 @@ def _no_temporary(place: Place) -> Mapping[str, str]:
     return {"TMPDIR": str(place.root / "nowhere")}
 
 
+def _template(name: str, change: Callable[[bytes], bytes]) -> Callable[[Place], Mapping[str, str]]:
+    """A file of each template gets another content."""
+
+    def setting(place: Place) -> Mapping[str, str]:
+        for path in place.templates.glob(f"*/{name}"):
+            damage(path, change(path.read_bytes()))
+        return {}
+
+    return setting
+
+
+def _template_lacks(name: str) -> Callable[[Place], Mapping[str, str]]:
+    def setting(place: Place) -> Mapping[str, str]:
+        for path in place.templates.glob(f"*/{name}"):
+            path.unlink()
+        return {}
+
+    return setting
+
+
+def _no_room_for_templates(place: Place) -> Mapping[str, str]:
+    place.templates.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "none", str(place.templates)], check=True)
+    return {}
+
+
+TEMPLATES = (
+    *(
+        Fault(f"template: {what}", acts.nothing, UNTOUCHED, (WHOLE,), setting=setting, templates=USED)
+        for what, setting in (
+            ("half of its RAM", _template("ram", _truncated)),
+            ("a bit of its RAM", _template("ram", _flipped)),
+            ("no RAM", _template_lacks("ram")),
+            ("half of its state", _template("state", _truncated)),
+            ("a bit of its state", _template("state", _flipped)),
+            ("no state", _template_lacks("state")),
+            ("half of its seal", _template("told.json", _truncated)),
+            ("other seal", _template("told.json", lambda _: acts.OTHER_TEXT)),
+            ("no seal", _template_lacks("told.json")),
+        )
+    ),
+    Fault("template removed", acts.remove_templates, UNTOUCHED, ("prepare", "boot", "panic", "dump"), templates=USED),
+    Fault("template: no room", acts.nothing, UNTOUCHED, (WHOLE,), setting=_no_room_for_templates, templates=MADE),
+    Fault("template: made by two", acts.second_maker, UNTOUCHED, ("boot",), templates=MADE),
+    Fault("template: kill -9 as made", acts.kill_maker, frozenset({KILLED}), ("arm",), templates=MADE, quick=("arm",)),
+)
+
 REFUSED_ONLY = frozenset({REFUSED})
 SURROUNDINGS = (
     Fault("no extras", acts.nothing, UNTOUCHED, (WHOLE,), setting=_without_extras),
@@ -208,4 +257,4 @@ SURROUNDINGS = (
     Fault("no HOME", acts.nothing, UNTOUCHED, (WHOLE,), setting=_says(HOME="/nonexistent")),
     Fault("80 columns", acts.nothing, UNTOUCHED, (WHOLE,), setting=_says(COLUMNS="80", LINES="24")),
 )
-FAULTS = (*PHASED, *MISBEHAVING, *UNFIT, *SURROUNDINGS)
+FAULTS = (*PHASED, *TEMPLATES, *MISBEHAVING, *UNFIT, *SURROUNDINGS)

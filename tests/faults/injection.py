@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from typing import Any
 from rig import unfinished
 from rig.judge import judge_dir
 from tests.faults import catalogue
-from tests.faults.catalogue import CANCELLED, ERROR, FAIL, GAVE_UP, KILLED, PASS, REFUSED, WHOLE, Fault
+from tests.faults.catalogue import CANCELLED, ERROR, FAIL, GAVE_UP, KILLED, MADE, PASS, REFUSED, WHOLE, Fault
 from tests.faults.leftovers import leftovers, shared
 from tests.faults.place import KERNEL, Place, open_place
 from tests.faults.subject import PHASES, Subject
@@ -48,7 +49,9 @@ def inject(fault: Fault, phase: str, guest: str, root: Path, master: Path) -> Ou
     """root: a directory that is not there yet. :raise NotReached: the fault could not be injected"""
     with open_place(root, master, room=fault.room) as place:
         mark, before = secrets.token_hex(8), shared()
-        words, environment = _words(fault, guest, place), fault.setting(place)
+        if fault.templates == MADE:
+            shutil.rmtree(place.templates)
+        words, environment = _words(fault, phase, guest, place), fault.setting(place)
         subject = Subject(words, place, mark, environment, pipes=fault.pipes, stdout=fault.stdout)
         try:
             if phase != WHOLE:
@@ -62,9 +65,11 @@ def inject(fault: Fault, phase: str, guest: str, root: Path, master: Path) -> Ou
         return _outcome(fault, phase, guest, _End(place, subject, status, seconds), leftovers(place, mark, before))
 
 
-def _words(fault: Fault, guest: str, place: Place) -> list[str]:
+def _words(fault: Fault, phase: str, guest: str, place: Place) -> list[str]:
     """The command line; with a guest of the fault's own, in a catalogue of its own."""
     words = ["run", "panic", "--kernel", KERNEL, "--json", "--results", str(place.results), *fault.words]
+    if not fault.templates and phase in (WHOLE, "prepare", "boot", "arm"):
+        words.append("--no-template")
     if not fault.guest:
         return [*words, "--guest", guest]
     folder = place.root / "catalogue" / "guests"

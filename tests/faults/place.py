@@ -11,6 +11,8 @@ import json
 import os
 import shutil
 import subprocess
+import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ from pathlib import Path
 from rig import catalog, ingredients, plan, prepare
 from rig.guest.packages import PackageCache
 
+ROOT = Path(__file__).resolve().parents[2]
 GUESTS = ("i386", "x86_64")
 KERNEL = "built-6.1"  # boots in a third of the time that a distribution's takes
 LARGE = 32 << 20  # bytes from which on a file is linked instead of copied: never damaged, see damage()
@@ -41,6 +44,10 @@ class Place:
     @property
     def cache(self) -> Path:
         return self.root / "cache" / "rig"
+
+    @property
+    def templates(self) -> Path:
+        return self.cache / "templates"
 
     @property
     def environment(self) -> dict[str, str]:
@@ -66,6 +73,25 @@ def make_master(target: Path) -> None:
     for path in wanted:
         if path.is_file() and not path.is_symlink():
             _copy(path, target / path.relative_to(root))
+    _make_templates(target)
+
+
+def _make_templates(master: Path) -> None:
+    """By a run of each guest."""
+    with tempfile.TemporaryDirectory(dir=master.parent) as folder:
+        place = Place(Path(folder))
+        place.cache.parent.mkdir()
+        place.cache.symlink_to(master)
+        place.temporary.mkdir()
+        words = (*(word for guest in GUESTS for word in ("--guest", guest)), "--kernel", KERNEL)
+        subprocess.run(
+            [sys.executable, "-m", "rig", "run", "panic", *words, "--jobs", "1", "--results", str(place.results)],
+            cwd=ROOT,
+            env={**os.environ, **place.environment},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            check=True,
+        )
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -83,14 +109,19 @@ def open_place(root: Path, master: Path, *, room: int = 0) -> Iterator[Place]:
     for folder in (place.results, place.temporary):
         folder.mkdir(parents=True)
     shutil.copytree(master, place.cache, copy_function=os.link)
-    if not room:
-        yield place
-        return
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={room}m", "none", str(place.results)], check=True)
+    if room:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={room}m", "none", str(place.results)], check=True)
     try:
         yield place
     finally:
-        subprocess.run(["umount", "-l", str(place.results)], check=True)
+        for mounted in _mounts(root):
+            subprocess.run(["umount", "-l", mounted], check=True)
+
+
+def _mounts(root: Path) -> list[str]:
+    """What is mounted below a directory."""
+    lines = Path("/proc/mounts").read_text().splitlines()
+    return [where for line in lines if (where := line.split()[1]).startswith(f"{root}/")]
 
 
 def damage(path: Path, content: bytes) -> None:

@@ -14,9 +14,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from tests.faults.place import Place
+from tests.faults.place import ROOT, Place
 
-ROOT = Path(__file__).resolve().parents[2]
 PHASES = (
     *("prepare", "boot", "arm", "panic", "machine-kexec"),
     *("hand-over", "crash-boot", "dump", "judge", "report"),

@@ -15,8 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.place import GUESTS, KERNEL, open_place
-from tests.faults.subject import ROOT
+from tests.faults.place import GUESTS, KERNEL, ROOT, open_place
 
 pytestmark = [pytest.mark.vm, pytest.mark.faults, pytest.mark.timeout(300)]
 COLUMNS = 80
