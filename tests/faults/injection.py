@@ -129,7 +129,7 @@ def _outcome(fault: Fault, phase: str, guest: str, end: _End, left: list[str]) -
 def _last_words(err: str) -> tuple[str, str]:
     """What the rig itself said at its end on stderr, and its hint."""
     match = re.search(r"^rig: (.*?)(?:\n  hint: (.*))?$", err, re.M | re.S)
-    return (match[1].strip(), match[2] or "") if match else ("", "")
+    return (match[1].strip(), (match[2] or "").strip()) if match else ("", "")
 
 
 def _complaints(fault: Fault, phase: str, outcome: str, end: _End) -> Iterator[str]:

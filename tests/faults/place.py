@@ -85,7 +85,20 @@ def _make_templates(master: Path) -> None:
         place.temporary.mkdir()
         words = (*(word for guest in GUESTS for word in ("--guest", guest)), "--kernel", KERNEL)
         subprocess.run(
-            [sys.executable, "-m", "rig", "run", "panic", *words, "--jobs", "1", "--results", str(place.results)],
+            [
+                sys.executable,
+                "-m",
+                "rig",
+                "run",
+                "panic",
+                *words,
+                "--jobs",
+                "1",
+                "--until",
+                "handover",
+                "--results",
+                str(place.results),
+            ],
             cwd=ROOT,
             env={**os.environ, **place.environment},
             stdin=subprocess.DEVNULL,
