@@ -30,7 +30,7 @@ from rig.guest import arming
 from rig.guest.cache import blaming, default_root
 from rig.kernel import ages, symbols
 from rig.late import late
-from rig.live import Listener, Run, attached, held
+from rig.live import Listener, Run, attached, held, hint_for
 from rig.model import (
     PAGE_SIZE,
     Checkpoint,
@@ -179,11 +179,12 @@ class _Run(Run):
         return self.facts
 
     def _break_off(self, problem: CouldNotJudge) -> None:
+        phase = problem.phase or self.facts.phases[-1].name  # what breaks between two phases is told of the first
         failure = Failure(
             kind=type(problem).__name__,
             message=problem.message,
-            phase=problem.phase,
-            hint=problem.hint,
+            phase=phase,
+            hint=problem.hint or hint_for(problem, phase),
             console=problem.console,
             cpu_state=problem.cpu_state,
         )
