@@ -157,7 +157,8 @@ def _of_result(fault: Fault, phase: str, outcome: str, result: dict[str, Any]) -
         yield "an error that does not say what broke"
         return
     at = PHASES.index(phase) if phase in PHASES else 0
-    if phase != WHOLE and error["phase"] not in PHASES[at : at + 2]:
+    # not the next one only: that a serial line is gone is noticed by who waits for it
+    if phase != WHOLE and error["phase"] not in PHASES[at:]:
         yield f"injected in {phase}, told of {error['phase'] or 'no phase'}"
     if not error["hint"]:
         yield "no hint"
