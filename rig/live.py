@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import random
 import secrets
+import struct
 import threading
 import time
+import traceback
+import zlib
 from collections.abc import Callable, Container, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -14,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import rig
 from rig.errors import CouldNotJudge, EvidenceError, GuestDied, GuestError, GuestHung, ProtocolError
-from rig.evidence import CONSOLE, DIED, EvidenceWriter
+from rig.evidence import CONSOLE, DIED, TRACEBACK, EvidenceWriter
 from rig.facts import Facts, Pattern
 from rig.guest.dom0 import CAPABILITIES, DOM0
 from rig.kernel import symbols
@@ -84,6 +88,10 @@ def hint_for(problem: CouldNotJudge, phase: str) -> str:
     return DIED_OF if isinstance(problem, GuestDied) else BROKEN
 
 
+# What the readers of words and bytes raise for what nobody foresaw. A guest may say anything.
+NONSENSE = (LookupError, ValueError, EOFError, struct.error, zlib.error, gzip.BadGzipFile)
+
+
 class Run:
     """The mutable state of one run: the facts gathered so far."""
 
@@ -133,6 +141,14 @@ class Run:
             problem.phase = problem.phase or name
             problem.hint = problem.hint or hint_for(problem, name)
             raise
+        except NONSENSE as problem:
+            self.writer.write(TRACEBACK, traceback.format_exc().encode())
+            error = ProtocolError(
+                f"what was read from the guest or from QEMU makes no sense: {type(problem).__name__}: {problem}",
+                hint=f"{TRACEBACK} shows where it was read, console.log and control.log what the guest said",
+            )
+            error.phase = name
+            raise error from problem
         finally:
             phase = Phase(name, round(time.monotonic() - started, 3), console)
             self.learn(phases=(*self.facts.phases, phase))

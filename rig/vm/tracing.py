@@ -84,7 +84,11 @@ def together(parts: Sequence[str]) -> str:
 def _guard(vm: Vm, switch: str, marks: Marks, done: threading.Event) -> None:
     """Stop the log once it is too large, and translating for it: what is translated unseen can't be logged later."""
     while not done.wait(_LOOK):
-        if vm.logs.grown(marks) >= LIMIT:
+        try:
+            too_large = vm.logs.grown(marks) >= LIMIT
+        except OSError:  # whoever reads the log next is told the same, and can tell
+            return
+        if too_large:
             with contextlib.suppress(GuestError, ProtocolError, Cancelled):
                 _command(vm, f"{switch} off")
                 _command(vm, f"log {LOG_ALWAYS}")

@@ -1,0 +1,37 @@
+"""What a phase makes of an error."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from rig.catalog import load
+from rig.errors import CouldNotJudge, GuestDied, GuestHung, ProtocolError
+from rig.evidence import TRACEBACK, EvidenceWriter
+from rig.live import Run
+from rig.model import Options
+from rig.plan import plan
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    [one] = plan(load(), ["panic"], ["i386"], None, None, None)
+    return Run(one, Options(results=tmp_path), EvidenceWriter(tmp_path, "run"), lambda _: None, threading.Event())
+
+
+@pytest.mark.parametrize("problem", [GuestDied("QEMU ended"), GuestHung("in vain"), CouldNotJudge("something else")])
+def test_every_error_of_a_phase_names_it_and_says_what_to_do(run: Run, problem: CouldNotJudge) -> None:
+    with pytest.raises(type(problem)), run.in_phase("panic", "the panic"):
+        raise problem
+    assert problem.phase == "panic"
+    assert problem.hint
+
+
+def test_words_of_the_guests_that_nobody_foresaw_are_no_bug_of_the_rigs(run: Run) -> None:
+    """Seen with a guest that answered what it was not asked."""
+    with pytest.raises(ProtocolError, match="KeyError: 'missing'") as caught, run.in_phase("arm", "the new image"):
+        {}["missing"]
+    assert caught.value.phase == "arm"
+    assert "test_live.py" in (run.writer.path / TRACEBACK).read_text()
