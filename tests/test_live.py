@@ -31,8 +31,8 @@ def test_every_error_of_a_phase_names_it_and_says_what_to_do(run: Run, problem: 
 
 def test_words_of_the_guests_that_nobody_foresaw_are_no_bug_of_the_rigs(run: Run) -> None:
     """Seen with a guest that answered what it was not asked."""
+    told: dict[str, str] = {}
     with pytest.raises(ProtocolError, match="KeyError: 'missing'") as caught, run.in_phase("arm", "the new image"):
-        told: dict[str, str] = {}
         told["missing"].split()
     assert caught.value.phase == "arm"
     assert "test_live.py" in (run.writer.path / TRACEBACK).read_text()
