@@ -373,7 +373,7 @@ class _Run(Run):
             if vm.spec.disk:
                 disk.require_untouched(vm)
             # what the first kernel printed, its panic first of all, must not be taken for the crash kernel's
-            vm.console.discard()
+            vm.shell.discard()
 
     def _end_at_handover(self, vm: Vm, recorder: Recorder) -> None:
         """The new kernel, which has been entered, is not let run."""

@@ -96,7 +96,7 @@ def _to_new_image(run: Run, vm: Vm, gdb: GdbStub, recorder: Recorder, image: Kim
         run.inject(vm, gdb, recorder, Checkpoint.HANDOVER)
         run.capture(vm, recorder, Checkpoint.HANDOVER, leave_out=away)
         recorder.add(Checkpoint.HANDOVER, before | keep_copied(run, recorder, pages))
-        vm.console.discard()
+        vm.shell.discard()
 
 
 def moved(pages: PageList) -> frozenset[int]:

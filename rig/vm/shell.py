@@ -133,6 +133,11 @@ class Shell:
         """Start a command and don't wait: for what doesn't come back, such as the trigger."""
         self._line.send(command.encode() + b"\n")
 
+    def discard(self) -> None:
+        """Forget what has arrived on both lines: the kernel that said it is about to be another one. See Console."""
+        self._kernel.discard()
+        self._control.discard()
+
     def wait_for(self, marker: bytes, deadline: Deadline) -> None:
         """Wait for what a command that was sent prints. Raises GuestHung, GuestDied, Cancelled."""
         self._line.read_until(marker, deadline)

@@ -16,13 +16,13 @@ from typing import Any
 from rig import unfinished
 from rig.judge import judge_dir
 from tests.faults import catalogue
-from tests.faults.catalogue import CANCELLED, ERROR, FAIL, GAVE_UP, KILLED, MADE, PASS, REFUSED, WHOLE, Fault
+from tests.faults.catalogue import CANCELLED, ERROR, FAIL, GAVE_UP, KILLED, MADE, PASS, REFUSED, UNREAD, WHOLE, Fault
 from tests.faults.leftovers import leftovers, shared
 from tests.faults.place import KERNEL, Place, open_place
 from tests.faults.subject import PHASES, Subject
 
 LIMIT = 150.0  # seconds in which a rig must have ended after a fault; the longest deadline given is 20
-EXITS = {0: PASS, 1: FAIL, 2: REFUSED, 3: ERROR, 130: CANCELLED, -signal.SIGKILL: KILLED}
+EXITS = {0: PASS, 1: FAIL, 2: REFUSED, 3: ERROR, 130: CANCELLED, 141: UNREAD, -signal.SIGKILL: KILLED}
 NOBODY_FORESAW = ("Traceback (most recent call last)", "Exception in thread", "Exception ignored")
 
 

@@ -153,6 +153,14 @@ def test_discard_forgets_what_came_before(lines: Lines) -> None:
     )
 
 
+def test_a_hello_of_the_kernel_before_is_not_taken_for_the_next_ones(lines: Lines) -> None:
+    """A program of the first kernel's has printed it on the control line, while nobody read that."""
+    lines.guest_control.sendall(f"@rig hello {HELLO.replace('first', 'crash').replace('6.1.0', '9.9.9')}\n".encode())
+    lines.shell.discard()
+    lines.guest_control.sendall(f"@rig hello {HELLO.replace('first', 'crash')}\n".encode())
+    assert lines.shell.wait_hello("crash", soon()).release == "6.1.0-50-686"
+
+
 def test_no_hello(lines: Lines) -> None:
     lines.guest_kernel.sendall(b"[ 1.0] booting\n")
     with pytest.raises(GuestHung, match="in vain") as caught:
