@@ -99,7 +99,7 @@ PHASED = (
     Fault("cache removed", acts.remove_cache, EITHER, PHASES, quick=("crash-boot",)),
     Fault("cache: half of each file", acts.damage_cache(_truncated), EITHER, PHASES, words=HANGS),
     Fault("cache: other content", acts.damage_cache(lambda _: acts.OTHER_TEXT), EITHER, PHASES[:3], words=HANGS),
-    Fault("QMP closed", acts.cut_off("qmp"), UNJUDGED, quick=("panic",)),
+    Fault("QMP closed", acts.cut_off("qmp"), UNJUDGED, but={"dump": EITHER}, quick=("panic",)),
     Fault("gdbstub closed", acts.cut_off("gdb"), UNJUDGED, but=dict.fromkeys(("boot", "crash-boot", "dump"), EITHER)),
     Fault("console closed", acts.cut_off("console"), EITHER, words=HANGS),
     Fault("control line closed", acts.cut_off("control"), EITHER, words=HANGS),
