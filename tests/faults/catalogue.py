@@ -127,7 +127,7 @@ PHASED = (
 DIED = frozenset({ERROR, FAIL})  # FAIL: its panic had begun, and its crash kernel did not live
 MISBEHAVING = (
     Fault("guest reboots", acts.guest_does("reboot -f"), UNJUDGED, TYPED, quick=("arm",)),
-    Fault("guest powers off", acts.guest_does("poweroff -f"), UNJUDGED, TYPED),
+    Fault("guest powers off", acts.guest_does("poweroff -f"), UNJUDGED, TYPED, words=HANGS),  # halts, without ACPI
     Fault(
         "guest triple-faults",
         acts.guest_does("reboot -f"),
@@ -135,7 +135,7 @@ MISBEHAVING = (
         TYPED,
         guest='cmdline = "reboot=t"\ncrash_cmdline = "reboot=t"',
     ),
-    Fault("guest panics", acts.guest_does("echo c >/proc/sysrq-trigger"), UNJUDGED, TYPED),
+    Fault("guest panics", acts.guest_does("echo c >/proc/sysrq-trigger"), UNJUDGED, TYPED, words=HANGS),
     Fault("guest loops", acts.guest_does("while :; do :; done"), UNJUDGED, TYPED, words=NEVER, but={"dump": EITHER}),
     Fault("guest floods", acts.guest_does("cat /dev/zero"), UNJUDGED, TYPED, words=NEVER, but={"dump": EITHER}),
     Fault("guest's shell ends", acts.guest_does("exit 0"), EITHER, TYPED, words=NEVER),
