@@ -8,7 +8,6 @@ that is told by the result directories, which are whole or not there.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -19,12 +18,13 @@ from typing import Any
 
 import rig
 from rig.errors import EvidenceError, RequestError
-from rig.evidence import Evidence, from_json, to_json
+from rig.evidence import MOST, Evidence, from_json, to_json
 from rig.facts import UNKNOWN
 from rig.matrix import ENDED_WORKERS, RETRY_BECAUSE, RETRY_OF, reason
 from rig.model import Kernel, KernelIdentity, RunPlan, RunResult, Verdict
 from rig.pool import Finished
 from rig.progress import NOTE, Progress
+from rig.reading import read_file, write_anew
 
 RECORD = "matrix.json"
 BATCH = "batch"  # in a result's environment: `started` of the batch that it belongs to
@@ -64,7 +64,7 @@ def resume(results: Path, patterns: Sequence[str], shard: str, plans: Sequence[R
     """
     path = results / RECORD
     try:
-        batch = from_json(path.read_bytes(), Batch, path)
+        batch = from_json(read_file(results, RECORD, MOST), Batch, path)
     except FileNotFoundError:
         raise RequestError(
             f"nothing to resume: {path} is not there", hint="leave out --resume, or name the directory with --results"
@@ -87,12 +87,7 @@ def _asked(patterns: Sequence[str], shard: str) -> str:
 
 def _write(results: Path, batch: Batch) -> None:
     """The file is there whole or not at all, also when the power goes."""
-    draft = results / f".{RECORD}.{os.getpid()}"
-    with draft.open("wb") as stream:
-        stream.write(to_json(batch))
-        stream.flush()
-        os.fsync(stream.fileno())
-    draft.rename(results / RECORD)
+    write_anew(results / RECORD, to_json(batch), durable=True)
 
 
 # ---------------------------------------------------------------- what is finished
@@ -104,7 +99,7 @@ def find_finished(results: Path, batch: Batch, plans: Sequence[RunPlan]) -> list
     A result counts when it is of the very same plan: after a change to a scenario's file its cells are run again.
     """
     directories: dict[str, list[tuple[int, Path]]] = {}
-    for path in sorted(results.iterdir()):
+    for path in sorted(path for path in results.iterdir() if not path.is_symlink()):
         directories.setdefault(path.name, []).append((1, path))
         if numbered := re.fullmatch(r"(.+)\.(\d+)", path.name):  # or the first run of a kernel like debian-6.1
             directories.setdefault(numbered[1], []).append((int(numbered[2]), path))

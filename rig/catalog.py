@@ -200,10 +200,10 @@ def one_of(names: Iterable[str]) -> str:
 
 def _table(kind: type[E], part: str, files: Mapping[tuple[str, str], Path]) -> dict[str, E]:
     paths = sorted((name, path) for (owner, name), path in files.items() if owner == part)
-    return {name: _entry(kind, path) for name, path in paths}
+    return {name: entry(kind, path) for name, path in paths}
 
 
-def _entry(kind: type[E], path: Path) -> E:
+def entry(kind: type[E], path: Path) -> E:
     """The entry that one file describes."""
     if not NAME.fullmatch(path.stem):
         raise CatalogueError(
@@ -224,7 +224,7 @@ def _entry(kind: type[E], path: Path) -> E:
     if "home" in types:
         values["home"] = path.parent.parent
     entry = kind(name=path.stem, **values)
-    for key, complaint in _complaints(entry):
+    for key, complaint in complaints(entry):
         raise CatalogueError(f"{path}: {key}: {complaint}")
     return entry
 
@@ -290,7 +290,7 @@ def _required(kind: type[Entry]) -> str:
 # ---------------------------------------------------------------- what types can't say
 
 
-def _complaints(entry: Entry) -> Iterable[tuple[str, str]]:
+def complaints(entry: Entry) -> Iterable[tuple[str, str]]:
     """(key, what is wrong with its value), for one entry on its own."""
     yield from safety.complaints(entry)
     if isinstance(entry, Guest):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import rig
 from rig.commands import bench, clusters, comparing, developer, exports, interactive, reports, runs, stock
-from rig.commands.common import bisect_code, print_json
+from rig.commands.common import bisect_code, print_json, tell
 from rig.errors import Cancelled, RigError, UnsuitableKernel
 from rig.model import Checkpoint, Options, Until
 
@@ -366,15 +366,12 @@ def _silence() -> None:
 
 
 def _cancelled(text: str) -> int:
-    print(f"rig: {text}", file=sys.stderr)
+    tell(text)
     return CANCELLED
 
 
 def _refuse(error: RigError, as_json: bool) -> int:
-    from rig.report.wording import printable_lines
-
-    # it may carry the guest's own words, which are not for the terminal to follow
-    print("\n".join(printable_lines(f"rig: {error}")), file=sys.stderr)
+    tell(str(error))
     if as_json:
         print_json({"error": {"kind": type(error).__name__, "message": error.message, "hint": error.hint}})
     return error.exit_code

@@ -45,7 +45,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -53,13 +53,14 @@ from typing import IO, TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from rig import unfinished
+from rig import plausible, unfinished
 from rig.errors import EvidenceError, RequestError
 from rig.facts import Facts
 from rig.late import late
 from rig.model import (
     MACHINE_KEXEC,
     PAGE_SIZE,
+    RECORDING_LIMIT,
     Checkpoint,
     CpuState,
     Dump,
@@ -67,6 +68,7 @@ from rig.model import (
     RunResult,
     Symbol,
 )
+from rig.reading import read_file, require_small, unpack
 
 if TYPE_CHECKING:
     import numpy as np
@@ -108,6 +110,15 @@ DUMP_PAGES = "vmcore/dump.pages.zst"
 VMCORE = "vmcore/vmcore"
 LISTING = "handover.txt"
 TRACEBACK = "traceback.txt"
+# Bytes that files may have, packed or not, when they are read: far more than runs leave, and what a machine can hold.
+MOST = 16 << 20  # JSON, and what is short
+MOST_PAGES = 512 << 20  # of one checkpoint; as hashes the same is enough for a guest of 256 GiB
+MOST_CONSOLE = 256 << 20
+MOST_HEADERS = 64 << 20  # with makedumpfile's bitmaps, two bits a page
+MOST_TRACE = RECORDING_LIMIT + MOST  # QEMU's log, and before it what its threads have in common
+WINDOWS = 1 << 20  # bytes of pages outside a guest's RAM that are kept, too: the VGA window, ROMs
+COPIES = 4  # of a guest's pages one hash file may tell of: a dump can promise a page more than once
+
 # Not a checkpoint: the guest died between `machine-kexec` and `handover`, and QEMU has kept it as it was.
 DIED = "died"
 
@@ -145,8 +156,13 @@ def from_json(blob: bytes, kind: type[T], source: Path) -> T:
     """Typed and strict. Raises EvidenceError naming the file and the key."""
     try:
         return msgspec.json.decode(blob, type=kind, dec_hook=_decode_hook)
-    except msgspec.MsgspecError as problem:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as problem:
         raise EvidenceError(f"{source}: {problem}") from problem
+
+
+def _require_plausible(complaints: Iterator[str], source: Path) -> None:
+    if complaint := next(complaints, ""):
+        raise EvidenceError(f"{source}: can't be true: {complaint}")
 
 
 # ---------------------------------------------------------------- writing
@@ -263,26 +279,50 @@ class EvidenceWriter:
 
 
 class Evidence:
-    """One evidence directory, read lazily. Raises EvidenceError for what is missing or torn."""
+    """One evidence directory, read lazily, a stranger's too: see rig/reading.py and rig/plausible.py.
+
+    Raises EvidenceError for what is missing, torn, or can't be true.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def _read(self, name: str) -> bytes:
+    def _read(self, name: str, most: int = MOST) -> bytes:
         try:
-            return (self.path / name).read_bytes()
+            return read_file(self.path, name, most)
         except FileNotFoundError:
             raise EvidenceError(f"{self.path / name} is missing") from None
-        except OSError as problem:
-            raise EvidenceError(f"{self.path / name}: {problem.strerror}") from problem
+
+    def _has(self, name: str) -> bool:
+        return (self.path / name).exists()
 
     @cached_property
     def facts(self) -> Facts:
-        return from_json(self._read("run.json"), Facts, self.path / "run.json")
+        source = self.path / "run.json"
+        found = from_json(self._read("run.json"), Facts, source)
+        _require_plausible(plausible.facts(found), source)
+        return found
 
     @cached_property
     def result(self) -> RunResult:
-        return from_json(self._read("result.json"), RunResult, self.path / "result.json")
+        source = self.path / "result.json"
+        found = from_json(self._read("result.json"), RunResult, source)
+        _require_plausible(plausible.result(found), source)
+        return found
+
+    def _pages_file(self, name: str) -> dict[int, bytes]:
+        """At most all of the guest's memory, and what lies outside it."""
+        guest = (self.facts.plan.guest.memory << 20) + WINDOWS
+        most = min(MOST_PAGES, guest + guest // PAGE_SIZE * 8)
+        blob = self._read(name, most)
+        require_small(blob, most, self.path / name)
+        return unpack_pages(blob, self.path / name)
+
+    def _hashes_file(self, name: str) -> npt.NDArray[np.uint64]:
+        most = min(MOST_PAGES, COPIES * 8 * ((self.facts.plan.guest.memory << 20) + WINDOWS) // PAGE_SIZE)
+        blob = self._read(name, most)
+        require_small(blob, most, self.path / name)
+        return unpack_hashes(blob, self.path / name)
 
     @property
     def base(self) -> Checkpoint:
@@ -308,7 +348,7 @@ class Evidence:
     @cached_property
     def copied(self) -> Copied:
         """What a plain kexec copied where. EvidenceError when that was not seen."""
-        words = unpack_hashes(self._read(IMAGE), self.path / IMAGE)
+        words = self._hashes_file(IMAGE)
         if len(words) % 3:
             raise EvidenceError(f"{self.path / IMAGE} is torn: {len(words)} words are no triples")
         return Copied(*words.reshape(3, -1))
@@ -316,7 +356,9 @@ class Evidence:
     @cache  # noqa: B019 - an Evidence lives as long as its judgement
     def cpus(self, checkpoint: str) -> tuple[CpuState, ...]:
         name = f"{REGISTERS}/{checkpoint}.json"
-        return from_json(self._read(name), tuple[CpuState, ...], self.path / name)
+        found = from_json(self._read(name), tuple[CpuState, ...], self.path / name)
+        _require_plausible(plausible.cpus(found), self.path / name)
+        return found
 
     def crashing_cpu(self, checkpoint: str) -> CpuState:
         """The CPU that panicked, at that checkpoint or when it DIED."""
@@ -330,7 +372,7 @@ class Evidence:
     def pages(self, checkpoint: str) -> Mapping[int, bytes]:
         """The pages kept for a checkpoint, or DIED, by pfn. Those of the first are held against their hashes."""
         name = f"{MEMORY}/{checkpoint}.pages.zst"
-        found = unpack_pages(self._read(name), self.path / name)
+        found = self._pages_file(name)
         if checkpoint == self.base:
             hashes, index_of = self._hashes, self._page_index
             for pfn, page in found.items():
@@ -341,8 +383,7 @@ class Evidence:
 
     @cached_property
     def _hashes(self) -> npt.NDArray[np.uint64]:
-        name = f"{MEMORY}/{self.base}.hashes.zst"
-        return unpack_hashes(self._read(name), self.path / name)
+        return self._hashes_file(f"{MEMORY}/{self.base}.hashes.zst")
 
     def hashes_at_panic(self, addresses: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
         """xxh3_64 of the page at each physical address, at the first capture. EvidenceError where there is no RAM."""
@@ -367,25 +408,25 @@ class Evidence:
 
     @cached_property
     def vmcore(self) -> VmcoreHeaders:
-        return parse_headers(self._read(HEADERS))
+        return parse_headers(self._read(HEADERS, MOST_HEADERS))
 
     @cached_property
     def dump(self) -> VmcoreHeaders:
         """The headers of the dump that was taken whole: /proc/vmcore's own, or makedumpfile's."""
         if self.facts.plan.scenario.dump is not Dump.MAKEDUMPFILE:
             return self.vmcore
-        blob = self._read(FILTERED_HEADERS)
+        blob = self._read(FILTERED_HEADERS, MOST_HEADERS)
         return kdump.parse_front(blob).headers if blob.startswith(kdump.SIGNATURE) else parse_headers(blob)
 
     @cached_property
     def dump_hashes(self) -> npt.NDArray[np.uint64]:
         """xxh3_64 of each piece of the whole dump, as far as it arrived."""
-        return unpack_hashes(self._read(DUMP_HASHES), self.path / DUMP_HASHES)
+        return self._hashes_file(DUMP_HASHES)
 
     @cached_property
     def dump_pages(self) -> Mapping[int, bytes]:
         """The pieces of the whole dump that were kept, by number, each filled up to a page with zeroes."""
-        return unpack_pages(self._read(DUMP_PAGES), self.path / DUMP_PAGES)
+        return self._pages_file(DUMP_PAGES)
 
     @cached_property
     def dumped_pgd(self) -> bytes:
@@ -400,9 +441,11 @@ class Evidence:
     @cached_property
     def symbols(self) -> tuple[Symbol, ...]:
         """Symbols of the first kernel, ascending; none when the run broke off before they were looked up."""
-        if not (self.path / SYMBOLS).exists():
+        if not self._has(SYMBOLS):
             return ()
-        return from_json(self._unpacked(SYMBOLS), tuple[Symbol, ...], self.path / SYMBOLS)
+        found = from_json(self._unpacked(SYMBOLS, MOST), tuple[Symbol, ...], self.path / SYMBOLS)
+        _require_plausible(plausible.symbols(found), self.path / SYMBOLS)
+        return found
 
     @cached_property
     def given_back(self) -> tuple[Range, ...]:
@@ -435,7 +478,7 @@ class Evidence:
         """
         if self.facts.crashing_cpu is None:
             raise EvidenceError("the first checkpoint was never reached: nothing was recorded")
-        before = self._unpacked(BEFORE) if (self.path / BEFORE).exists() else b""
+        before = self._unpacked(BEFORE) if self._has(BEFORE) else b""
         return self._parsed(before + self._unpacked(TRACE), None)
 
     @cached_property
@@ -451,7 +494,7 @@ class Evidence:
 
         None when it executed nothing then, or when that was not recorded.
         """
-        if not (self.path / BEFORE).exists():
+        if not self._has(BEFORE):
             return None
         text = self._unpacked(BEFORE).decode("ascii", errors="replace")
         return parse_trace(text, cpu) if f"\nTrace {cpu}: " in text else None
@@ -488,27 +531,24 @@ class Evidence:
         except EvidenceError:
             return None
 
-    def _unpacked(self, name: str) -> bytes:
-        try:
-            return zstandard.decompress(self._read(name))
-        except zstandard.ZstdError as problem:
-            raise EvidenceError(f"{self.path / name}: {problem}") from problem
+    def _unpacked(self, name: str, most: int = MOST_TRACE) -> bytes:
+        return unpack(self._read(name, most), most, self.path / name)
 
     # what the report needs
 
     def console(self) -> bytes:
         """What the guest printed; nothing when the run was skipped, or broke off, before there was a guest."""
         early = bool(self.facts.skip) or self.facts.broke_off is not None
-        if early and not (self.path / CONSOLE).exists():
+        if early and not self._has(CONSOLE):
             return b""
-        return self._read(CONSOLE)
+        return self._read(CONSOLE, MOST_CONSOLE)
 
     def registers(self) -> Mapping[str, tuple[CpuState, ...]]:
         """Registers per checkpoint, in the order of the checkpoints, then those of a guest that DIED."""
         known = (*map(str, Checkpoint), DIED)
-        return {c: self.cpus(c) for c in known if (self.path / REGISTERS / f"{c}.json").exists()}
+        return {c: self.cpus(c) for c in known if self._has(f"{REGISTERS}/{c}.json")}
 
     def files(self) -> list[tuple[str, int]]:
         """(path relative to the directory, bytes), sorted."""
-        found = (p for p in self.path.rglob("*") if p.is_file())
+        found = (p for p in self.path.rglob("*") if p.is_file() and not p.is_symlink())
         return sorted((str(p.relative_to(self.path)), p.stat().st_size) for p in found)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import functools
 import hashlib
 import os
 import sqlite3
@@ -22,6 +23,7 @@ import msgspec
 
 from rig.errors import EvidenceError, MachineError, RequestError
 from rig.model import RunResult, Verdict
+from rig.reading import require_regular
 from rig.report.wording import headline, printable
 
 FILE = "history.sqlite"
@@ -131,6 +133,7 @@ CREATE INDEX runs_by_directory ON runs (directory);
 PRAGMA application_id = {APPLICATION};
 PRAGMA user_version = {SCHEMA};
 """
+_FILES = ("", "-wal", "-shm", "-journal")  # what SQLite opens: https://www.sqlite.org/tempfiles.html
 _COLUMNS = ", ".join(field.name for field in fields(Record))
 _ADD = f"INSERT OR IGNORE INTO runs ({_COLUMNS}) VALUES ({', '.join('?' * len(fields(Record)))})"
 _IN_ORDER = "ORDER BY started, rowid"
@@ -147,6 +150,9 @@ class History:
     def __init__(self, path: Path | None) -> None:
         self.path = path
         self._home = None if path is None else path.parent.resolve()
+        if path is not None:
+            for suffix in _FILES:
+                require_regular(path.with_name(path.name + suffix))
         if path is not None and not path.exists():
             _make(path)
         with self._understood():
@@ -176,6 +182,8 @@ class History:
                 f"{self.path} was written by a newer rig: its schema is {schema}, this rig knows {SCHEMA}",
                 hint="use that rig, or another --results DIR",
             )
+        if _shape(self._db) != _own_shape():
+            raise sqlite3.DatabaseError("its tables are not those of a history of runs")
 
     @contextlib.contextmanager
     def _understood(self) -> Iterator[None]:
@@ -230,8 +238,8 @@ class History:
 
     def records(self, pattern: str = "*") -> list[Record]:
         """All runs whose id, or scenario, matches the pattern (fnmatch), oldest first."""
-        wanted = (row for row in self._rows("") if any(fnmatch.fnmatchcase(name, pattern) for name in row[1:3]))
-        return [self._record(row) for row in wanted]
+        known = [self._record(row) for row in self._rows("")]
+        return [one for one in known if any(fnmatch.fnmatchcase(name, pattern) for name in (one.id, one.scenario))]
 
     def _rows(self, where: str, *values: str) -> list[tuple[Any, ...]]:
         with self._understood():
@@ -243,7 +251,7 @@ class History:
         with self._understood():
             names = (field.name for field in fields(Record))
             values = dict(zip(names, row, strict=True))
-            figures = msgspec.json.decode(values["figures"], type=dict[str, float])
+            figures = msgspec.json.decode(str(values["figures"]), type=dict[str, float])
             return msgspec.convert(values | {"figures": figures}, Record, strict=False)
 
     def _place(self, directory: Path) -> str:
@@ -251,6 +259,18 @@ class History:
         if self._home is not None and whole.is_relative_to(self._home):
             return whole.relative_to(self._home).as_posix()
         return str(whole)
+
+
+def _shape(database: sqlite3.Connection) -> list[tuple[str, ...]]:
+    """All that is in it but rows: tables and indices, and triggers and views, of which a history has none."""
+    return database.execute("SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY name").fetchall()
+
+
+@functools.cache
+def _own_shape() -> list[tuple[str, ...]]:
+    with contextlib.closing(sqlite3.connect(":memory:")) as database:
+        database.executescript(_CREATE)
+        return _shape(database)
 
 
 _FIGURES_AT = [field.name for field in fields(Record)].index("figures")

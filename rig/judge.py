@@ -14,6 +14,7 @@ from rig.handover import HandOver, last_words
 from rig.memory import levels
 from rig.memory.physical import OutsideMemory
 from rig.model import PAGE_SIZE, Checkpoint, CheckResult, Failure, RunResult, Verdict
+from rig.reading import stumbling
 
 SURVIVES = {"crash-kernel-boots", "jump-returns"}  # fail when the guest dies
 
@@ -66,12 +67,17 @@ def _broke_off(evidence: Evidence) -> Failure | None:
 
 
 def judge_dir(path: Path) -> RunResult:
-    """Judge saved evidence again. RequestError when the directory is no evidence directory."""
+    """Judge saved evidence again.
+
+    :raise RequestError: the directory is no evidence directory
+    :raise EvidenceError: run.json is torn or can't be true
+    """
     if not (path / "run.json").is_file():
         raise RequestError(
             f"{path} is not an evidence directory: it has no run.json", hint="give a directory below results/"
         )
-    return judge(Evidence(path))
+    with stumbling(path):
+        return judge(Evidence(path))
 
 
 def _surprise(evidence: Evidence, verdict: Verdict, checks: Sequence[CheckResult]) -> str:

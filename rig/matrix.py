@@ -18,6 +18,7 @@ from rig.progress import Forecast, duration
 from rig.report.wording import headline, outcome, plural, printable
 
 WIDTH = 80  # columns
+FOREVER = 1e9  # seconds: no cell took so long
 PREPARE = "prepare"  # the phase in which artefacts are fetched and built
 # In a second attempt's environment: the directory of the first one, and why that one could not be judged.
 RETRY_OF, RETRY_BECAUSE = "retry_of", "retry_because"
@@ -35,7 +36,9 @@ class Timings:
         known: dict[str, float] = {}
         for path in sorted(self._directory.glob("*")):
             with contextlib.suppress(ValueError, OSError):
-                known[path.name] = float(path.read_text(encoding="ascii"))
+                seconds = float(path.read_text(encoding="ascii"))
+                if 0 <= seconds < FOREVER:
+                    known[path.name] = seconds
         return known
 
     def keep(self, slug: str, result: RunResult) -> None:

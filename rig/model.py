@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 PAGE_SIZE = 4096  # bytes; the unit of captures, on every x86 mode
+# Bytes of a recording of the hand-over. A crash path takes 10,000 instructions, 12 MB; a guest that loops would fill
+# the disk.
+RECORDING_LIMIT = 256 << 20
 CRASH_KERNEL = "Crash kernel"  # what crashkernel= reserved, in /proc/iomem
 MACHINE_KEXEC = "machine_kexec"  # the kernel function that the checkpoint of that name is the first instruction of
 

@@ -10,16 +10,18 @@ from __future__ import annotations
 import functools
 import re
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import wrap
-from typing import Any
+from typing import Annotated, Any, Literal
+
+import msgspec
 
 import rig
-from rig import catalog, ingredients, prepare, safety
+from rig import catalog, ingredients, plausible, prepare, safety
 from rig.checks import REGISTRY
-from rig.errors import Cancelled, CouldNotJudge, MachineError, RequestError
+from rig.errors import Cancelled, CouldNotJudge, EvidenceError, MachineError, RequestError
 from rig.evidence import VMCORE, Evidence
 from rig.facts import Facts, Manifest
 from rig.guest.packages import PackageCache
@@ -27,7 +29,7 @@ from rig.guest.provenance import tree_of
 from rig.ingredients import CACHE, OWN, Lost
 from rig.loads import LOADS
 from rig.matrix import WIDTH
-from rig.model import DumpTo, Ingredients, Kernel, Options, PackageId, Repeat, RunPlan, RunResult
+from rig.model import DumpTo, Guest, Ingredients, Kernel, Options, PackageId, Repeat, RunPlan, RunResult, Scenario
 from rig.triggers import TRIGGERS
 from rig.vm.qemu import MONITOR, SANDBOX, Wiring, argv, parse_version, qemu_version
 
@@ -66,7 +68,7 @@ def read_evidence(directory: Path) -> Evidence:
         raise RequestError(f"{directory}: nothing was run: {evidence.facts.skip}")
     manifest = evidence.facts.manifest
     made_of = (map(str, ingredients.files(manifest.ingredients)), manifest.packages.values()) if manifest else ((), ())
-    for complaint in (*safety.plan_complaints(plan), *safety.manifest_complaints(*made_of)):
+    for complaint in (*_plan_complaints(plan), *safety.manifest_complaints(*made_of)):
         raise RequestError(f"{directory / 'run.json'}: {complaint}", hint="no rig wrote this; it is not run")
     _refuse_foreign_sources(directory, plan)
     scenario = plan.scenario
@@ -96,17 +98,53 @@ def _refuse_foreign_sources(directory: Path, plan: RunPlan) -> None:
             )
 
 
+def _plan_complaints(plan: RunPlan) -> Iterator[str]:
+    """Evidence may be a stranger's: what goes into commands is held to the rules of the catalogue. Whether a user's own
+    image is still there is said later."""
+    parts: dict[str, Guest | Kernel | Scenario] = {
+        "guest": plan.guest,
+        "scenario": plan.scenario,
+        "kernel": plan.kernel,
+        "crash_kernel": plan.crash_kernel,
+    }
+    for part, entry in (parts | ({"into": plan.into} if plan.into else {})).items():
+        if not catalog.NAME.fullmatch(entry.name) and not (isinstance(entry, Kernel) and entry.image):
+            yield f"plan.{part}.name: {entry.name!r} can't be a name"
+        for key, complaint in catalog.complaints(entry):
+            if key not in ("image", "vmlinux"):
+                yield f"plan.{part}.{key}: {complaint}"
+
+
 def options_of(evidence: Evidence, options: Options) -> Options:
     """The options that matter to a run as they were, the rest as given."""
-    told = evidence.facts.environment
+    told = _told_options(evidence)
     return replace(
         options,
-        accel=told.get("accel", options.accel),
-        deadline=told.get("deadline", options.deadline),
-        seed=told.get("sabotage_seed"),
+        accel=told.accel or options.accel,
+        deadline=told.deadline or options.deadline,
+        seed=told.sabotage_seed,
         keep_memory=any((evidence.path / "memory").glob("*.ram.zst")),
         keep_dump=(evidence.path / VMCORE).exists(),
     )
+
+
+class _Environment(msgspec.Struct):
+    """Of the environment what a repetition takes from it."""
+
+    accel: Literal["auto", "tcg", "kvm"] | None = None
+    deadline: Annotated[float, msgspec.Meta(gt=0, le=plausible.SECONDS)] | None = None
+    sabotage_seed: int | None = None
+    qemu: str = ""
+    argv: tuple[str, ...] = ()
+    cmdline: str = ""
+    crash_cmdline: str = ""
+
+
+def _told_options(evidence: Evidence) -> _Environment:
+    try:
+        return msgspec.convert(evidence.facts.environment, _Environment)
+    except msgspec.ValidationError as problem:
+        raise EvidenceError(f"{evidence.path / 'run.json'}: environment: {problem}") from problem
 
 
 # ---------------------------------------------------------------- before

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from rig.model import Arch, Guest, Kernel, PackageId, RunPlan, Scenario, Selection
+from rig.model import Arch, Guest, Kernel, PackageId, Scenario, Selection
 
 _PART = (
     r"[A-Za-z0-9][A-Za-z0-9._-]*"  # of a file's name: nothing that leads out of a directory, or looks like an option
@@ -64,18 +64,6 @@ def complaints(entry: Guest | Kernel | Scenario | Selection) -> Iterator[tuple[s
         for text in (value,) if isinstance(value, str) else value:
             if text and not pattern.fullmatch(text):
                 yield key, f"{text!r} is not {valid}"
-
-
-def plan_complaints(plan: RunPlan) -> Iterator[str]:
-    """The same of all that a plan is made of; a sentence each."""
-    parts: dict[str, Guest | Kernel | Scenario] = {
-        "guest": plan.guest,
-        "scenario": plan.scenario,
-        "kernel": plan.kernel,
-        "crash_kernel": plan.crash_kernel,
-    }
-    for name, entry in (parts | ({"into": plan.into} if plan.into else {})).items():
-        yield from (f"plan.{name}.{key}: {complaint}" for key, complaint in complaints(entry))
 
 
 def manifest_complaints(paths: Iterable[str], packages: Iterable[PackageId]) -> Iterator[str]:

@@ -13,11 +13,12 @@ import msgspec
 
 from rig import catalog
 from rig.errors import CatalogueError, RequestError
-from rig.matrix import estimates
+from rig.matrix import FOREVER, estimates
 from rig.model import RunPlan
 
 TIMINGS = "scenarios/selections/timings.json"  # what `rig matrix '*' --plan --json` printed on one machine
 Build = tuple[str, ...]  # source package, its suite, flavour, fragments: what is built before any patched kernel of it
+_ANEW = f"make it anew: rig matrix '*' --plan --json > {TIMINGS}"
 
 
 class _Cell(msgspec.Struct):
@@ -38,11 +39,12 @@ def shipped(path: Path | None = None) -> dict[str, float]:
     path = path or catalog.roots()[0] / TIMINGS
     try:
         timings = msgspec.json.decode(path.read_bytes(), type=_Timings)
-    except (OSError, msgspec.MsgspecError) as problem:
-        raise CatalogueError(
-            f"{path}: {problem}", hint="make it anew: rig matrix '*' --plan --json > timings.json"
-        ) from problem
-    return {cell.id: cell.seconds for cell in timings.cells if cell.measured and cell.seconds is not None}
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as problem:
+        raise CatalogueError(f"{path}: {problem}", hint=_ANEW) from problem
+    known = {cell.id: cell.seconds for cell in timings.cells if cell.measured and cell.seconds is not None}
+    if impossible := [cell for cell, seconds in known.items() if not 0 <= seconds < FOREVER]:
+        raise CatalogueError(f"{path}: {impossible[0]}: {known[impossible[0]]} seconds", hint=_ANEW)
+    return known
 
 
 def split(plans: Sequence[RunPlan], count: int, seconds: Mapping[str, float]) -> list[list[RunPlan]]:

@@ -23,13 +23,13 @@ from rig.errors import EvidenceError, ProtocolError
 from rig.model import CpuState
 from rig.vm import registers
 
-_BLOCK = re.compile(r"^Trace (\d+): \S+ \[[0-9a-f]+/([0-9a-f]+)/.*$", re.MULTILINE)
-_EXECUTED = re.compile(r"\nTrace \d+: \S+ \[[0-9a-f]+/([0-9a-f]+)/")  # begins with what re looks for quickly
-_CODE = re.compile(r"^0x([0-9a-f]+):\s+(?:OBJD-T: )?((?:[0-9a-f]{2} ?)+)(?: |$)", re.MULTILINE)
+_BLOCK = re.compile(r"^Trace ([0-9]{1,9}): \S+ \[[0-9a-f]+/([0-9a-f]{1,16})/.*$", re.MULTILINE)
+_EXECUTED = re.compile(r"\nTrace \d+: \S+ \[[0-9a-f]+/([0-9a-f]{1,16})/")  # begins with what re looks for quickly
+_CODE = re.compile(r"^0x([0-9a-f]{1,16}):\s+(?:OBJD-T: )?((?:[0-9a-f]{2} ?)+)(?: |$)", re.MULTILINE)
 _CODE_BLOCK = re.compile(r"\A[^\n]*\n(?:0x[0-9a-f]+:.*\n)+")
 # Interrupts and exceptions as they are delivered, the registers after it (do_interrupt_all(), QEMU's
 # target/i386/tcg/seg_helper.c).
-_EVENT = re.compile(r"^ *\d+: v=([0-9a-f]{2}) e=([0-9a-f]+) i=(\d) .*$", re.MULTILINE)
+_EVENT = re.compile(r"^ *[0-9]+: v=([0-9a-f]{2}) e=([0-9a-f]{1,16}) i=([0-9]) .*$", re.MULTILINE)
 _EVENT_SIGN = ": v="  # in each of them, and in nothing else: hardly any instruction is followed by one
 _RULE = "----------------"  # before what was translated next
 _UNDONE = "Stopped execution of TB chain before"  # the block just logged was left again before it ran

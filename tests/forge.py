@@ -46,13 +46,13 @@ GUEST = Guest(
     paging=PagingMode.TWO_LEVEL,
     flavour="686",
     kernel="forged",
-    memory=16,
+    memory=64,
     cpus=2,
     machine="pc",
     cpu="qemu64",
     crashkernel="4M",
 )
-KERNEL = Kernel(name="forged", description="forged")
+KERNEL = Kernel(name="forged", description="forged", package="linux-image-forged")
 IDENTITY = KernelIdentity("forged", "6.1.0-forged", "0" * 64)
 SEEN = (Checkpoint.PANIC, Checkpoint.MACHINE_KEXEC, Checkpoint.HANDOVER, Checkpoint.CRASH_KERNEL)
 

@@ -121,6 +121,15 @@ def other_database(path: Path) -> None:
     database.close()
 
 
+def with_a_trigger(path: Path) -> None:
+    """What it does comes with the file, not with the rig."""
+    with History(path):
+        pass
+    with sqlite3.connect(path) as database:
+        database.execute("CREATE TRIGGER t AFTER INSERT ON runs BEGIN DELETE FROM runs; END")
+    database.close()
+
+
 def newer(path: Path) -> None:
     with History(path):
         pass
@@ -136,10 +145,12 @@ def newer(path: Path) -> None:
         (lambda path: path.write_text("notes"), EvidenceError, "is damaged"),
         (lambda path: path.touch(), EvidenceError, "not a history of runs"),
         (other_database, EvidenceError, "not a history of runs"),
+        (with_a_trigger, EvidenceError, "its tables are not those of a history"),
+        (lambda path: path.symlink_to("/etc/hostname"), EvidenceError, "is a symbolic link"),
         (newer, RequestError, "was written by a newer rig: its schema is 99"),
-        (lambda path: path.mkdir(), MachineError, "can't be used now"),
+        (lambda path: path.mkdir(), EvidenceError, "is not a regular file"),
     ],
-    ids=["torn", "text", "empty", "other", "newer", "directory"],
+    ids=["torn", "text", "empty", "other", "trigger", "link", "newer", "directory"],
 )
 def test_what_is_no_history_is_named_and_left_alone(
     tmp_path: Path, make: object, kind: type[MachineError], said: str

@@ -11,8 +11,8 @@ import pytest
 
 import rig
 from rig import ingredients, prepare, rerun
-from rig.errors import Cancelled, PackageError, RequestError
-from rig.evidence import EvidenceWriter, to_json
+from rig.errors import Cancelled, EvidenceError, PackageError, RequestError
+from rig.evidence import Evidence, EvidenceWriter, to_json
 from rig.facts import Facts
 from rig.guest.packages import PackageCache
 from rig.model import CheckResult, Ingredients, Options, RunPlan, RunResult, Verdict
@@ -284,3 +284,47 @@ def test_verdicts_that_changed_are_named() -> None:
         "  c        none -> fail",
     ]
     assert rerun.lines({**about, "differences": []}, []) == ["verdicts: the same as in /there"]
+
+
+# ---------------------------------------------------------------- evidence of strangers
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"deadline": "soon"}, "Expected `float"),
+        ({"deadline": -1.0}, "deadline"),
+        ({"accel": "../kvm"}, "accel"),
+        ({"sabotage_seed": "x"}, "sabotage_seed"),
+        ({"argv": [["-cpu"]]}, "argv"),
+        ({"qemu": 7}, "qemu"),
+    ],
+)
+def test_an_environment_that_makes_no_sense(facts: Facts, tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(EvidenceError, match=f"run.json: environment: .*{said}"):
+        rerun.options_of(write(tmp_path, told(facts, **changes)), Options())
+
+
+def test_what_goes_into_a_command_line_is_held_to_the_catalogue(facts: Facts, tmp_path: Path) -> None:
+    source = replace(KERNEL, package="", source="linux-source-6.1", config=("base",))
+    for plan, said in (
+        (
+            replace(PLAN, guest=replace(GUEST, machine="pc,firmware=/etc/passwd")),
+            "plan.guest.machine: .* is not a machine",
+        ),
+        (
+            replace(PLAN, kernel=replace(source, patch="../../evil")),
+            "patch: '../../evil' is not",
+        ),
+        (replace(PLAN, kernel=replace(source, config=("..",))), "config: '..' is not"),
+        (replace(PLAN, kernel=replace(source, name="../x")), "'../x' can't be a name"),
+    ):
+        evidence = write(tmp_path, replace(facts, plan=plan))
+        with pytest.raises(RequestError, match=rf"run\.json: .*{said}"):
+            rerun.read_evidence(evidence.path)
+
+
+def write(results: Path, facts: Facts) -> Evidence:
+    writer = EvidenceWriter(results / "results", facts.plan.slug)
+    writer.write("run.json", to_json(facts))
+    return Evidence(writer.finish())

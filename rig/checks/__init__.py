@@ -166,6 +166,10 @@ REGISTRY: Mapping[str, Check] = {check.name: check for check in _CHECKS}
 
 def run_check(name: str, evidence: Evidence) -> CheckResult:
     """One check's result; `error` with the reason when the evidence does not allow a verdict."""
+    if name not in REGISTRY:
+        return CheckResult(
+            name, Verdict.ERROR, "could not judge: this rig has no such check, another rig wrote the evidence"
+        )
     try:
         return REGISTRY[name].judge(evidence)
     except EvidenceError as problem:

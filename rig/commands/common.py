@@ -8,7 +8,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import json
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -20,6 +22,8 @@ from typing import TYPE_CHECKING, Any
 from rig.errors import Cancelled, RequestError, RigError
 from rig.model import Options, RunPlan, RunResult, Verdict
 
+_UNPRINTABLE = re.compile(r"[^\n -~]")  # and much that is printable
+
 if TYPE_CHECKING:
     from rig.catalog import Catalogue
     from rig.pool import Finished
@@ -29,12 +33,25 @@ def print_json(document: dict[str, Any]) -> None:
     """One indented JSON document on stdout, `schema` first."""
     import msgspec
 
-    text = msgspec.json.encode({"schema": 1, **document}, enc_hook=str)
-    print(msgspec.json.format(text, indent=1).decode())
+    text = msgspec.json.encode({"schema": 1, **document}, enc_hook=_named)
+    print(harmless_json(msgspec.json.format(text, indent=1).decode()))
+
+
+def _named(value: object) -> str:
+    """A path, of which not every byte need be UTF-8."""
+    return str(value).encode("utf-8", "backslashreplace").decode()
+
+
+def harmless_json(text: str) -> str:
+    """The same JSON without characters that steer a terminal: C1 controls, bidirectional overrides (RFC 8259, 7)."""
+    return _UNPRINTABLE.sub(lambda found: json.dumps(found[0])[1:-1] if not found[0].isprintable() else found[0], text)
 
 
 def tell(text: str) -> None:
-    print(f"rig: {text}", file=sys.stderr)
+    """A line for people on stderr. What came from a file, or from a guest, can't steer the terminal."""
+    from rig.report.wording import printable_lines
+
+    print("\n".join(printable_lines(f"rig: {text}")), file=sys.stderr)
 
 
 # ---------------------------------------------------------------- words

@@ -30,11 +30,15 @@ def add_options(sub: argparse.ArgumentParser) -> None:
 
 
 def compare(args: argparse.Namespace) -> int:
+    from rig.reading import stumbling
     from rig.report.compare import exit_code
     from rig.report.directories import is_run
 
     pairs, unmatched = pair_up(args.before, args.after)
-    comparisons = [_compare(before, after) for before, after in pairs]
+    comparisons = []
+    for before, after in pairs:
+        with stumbling(after):
+            comparisons.append(_compare(before, after))
     if args.html is not None:
         _write_page(args.html, comparisons, unmatched)
     if args.json:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from rig.commands.common import cancel_on_signal, carry_out, options_of, print_json, print_verdicts
 from rig.errors import Cancelled
+from rig.report.wording import printable_lines
 
 if TYPE_CHECKING:
     from rig.pool import Finished
@@ -40,6 +41,6 @@ def rerun(args: argparse.Namespace) -> int:
             print_json({"runs": runs, "rerun": {**again.told, "changes": [dataclasses.asdict(c) for c in changed]}})
             return
         print_verdicts(finished, as_json=False)
-        print("\n".join(["", *room.lines(again.told, changed)]))
+        print("\n".join(printable_lines("\n".join(["", *room.lines(again.told, changed)]))))
 
     return carry_out([facts.plan], dataclasses.replace(options, repeat=again), show)

@@ -17,6 +17,7 @@ from rig.commands.common import (
 )
 from rig.errors import CouldNotJudge, RequestError
 from rig.model import Checkpoint, RunPlan
+from rig.report.wording import printable_lines
 
 SHELL_SCENARIO = "panic"  # whose guest `rig shell` boots, unless another one is to be armed
 
@@ -94,7 +95,7 @@ def shell(args: argparse.Namespace) -> int:
                 return 0
     except CouldNotJudge as problem:
         if problem.console:
-            print(problem.console, file=sys.stderr)
+            print("\n".join(printable_lines(problem.console)), file=sys.stderr)
         raise
     if args.json:
         print_json({"guest": one.guest.name, "kernel": one.kernel.name, "release": hello.release, "output": output})

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rig.commands.common import cancel_on_signal, exit_code, keep_history, require_writable
+from rig.commands.common import cancel_on_signal, exit_code, keep_history, require_writable, tell
 from rig.errors import Cancelled
 from rig.model import Options, RunPlan
 
@@ -50,7 +50,7 @@ def carry_out_cells(
     if request.resume:
         taken = room.find_finished(options.results, batch, plans)
         done = len(plans) - room.left(taken, request.retry)
-        print(f"rig: {done} of {len(plans)} cells are finished, begun {batch.started}", file=sys.stderr)
+        tell(f"{done} of {len(plans)} cells are finished, begun {batch.started}")
     with cancel_on_signal() as cancel:
         outcomes = _run(plans, taken, batch, options, request, cancel)
     finished = [outcome for outcome in outcomes if outcome is not None]

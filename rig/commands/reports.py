@@ -31,7 +31,7 @@ def report(args: argparse.Namespace) -> int:
     if args.json:
         print_json({"written": written})
     elif not exports.to_stdout(args):
-        print("\n".join(map(str, written)))
+        print("\n".join(printable(str(path)) for path in written))
     return 0
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from rig.commands.common import cancel_on_signal, catalogue_of, plans_of, print_json
 from rig.errors import RequestError
+from rig.report.wording import printable
 
 LISTS = ("scenarios", "guests", "kernels", "checks", "triggers", "loads", "selections")
 
@@ -40,7 +41,7 @@ def list_(args: argparse.Namespace) -> int:
     for part, table in rows.items():
         print(f"{part}:")
         for name, description in table.items():
-            print(f"  {name:{width}}  {description}")
+            print(f"  {name:{width}}  {printable(description)}")
     return 0
 
 

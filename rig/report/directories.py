@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Container, Iterable
 from pathlib import Path
 
@@ -22,6 +23,12 @@ def is_run(directory: Path) -> bool:
     return (directory / "result.json").is_file() or (directory / "run.json").is_file()
 
 
+def _is_inside(path: Path) -> bool:
+    """Whether it is a run among many. One that a symbolic link leads to lies elsewhere: there nothing is to be read,
+    and no page to be written, unless it is named itself."""
+    return not path.name.startswith(".") and not path.is_symlink() and is_run(path)
+
+
 def runs_in(given: Path, but: Container[str] = ()) -> list[Path]:
     """The directory itself when it is a run's, else the runs' directories in it, by name; of a site those in runs/.
 
@@ -33,8 +40,8 @@ def runs_in(given: Path, but: Container[str] = ()) -> list[Path]:
         return [given]
     inside = given / RUNS if (given / MARK).is_file() else given
     try:
-        names = sorted(name for name in os.listdir(inside) if not name.startswith(".") and name not in but)
-        found = [path for path in (inside / name for name in names) if is_run(path)]
+        names = sorted(name for name in os.listdir(inside) if name not in but)
+        found = [path for path in (inside / name for name in names) if _is_inside(path)]
     except OSError as problem:
         raise RequestError(
             f"{given} can't be read: {problem.strerror}", hint="give a directory below results/"
@@ -70,4 +77,4 @@ def latest(runs: Iterable[Path], tell: Tell) -> list[tuple[RunResult, Path]]:
 def _number(run: Path) -> int:
     """A second run of an id is called SLUG.2."""
     number = run.name.rpartition(".")[2]
-    return int(number) if number.isdigit() else 1
+    return int(number) if re.fullmatch(r"[0-9]{1,9}", number) else 1

@@ -7,20 +7,19 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 import shutil
 import tempfile
-import threading
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
 
 from rig.errors import EvidenceError, RequestError, RigError
-from rig.evidence import VMCORE, Evidence
+from rig.evidence import MOST_CONSOLE, VMCORE, Evidence
 from rig.history import FILE, History, Record, key_of
 from rig.judge import judge_dir
 from rig.model import RunResult
+from rig.reading import stumbling, write_anew
 from rig.report.directories import MARK, RUNS, Tell, read_result, runs_in
 from rig.report.html import render_run
 from rig.report.html.history import render_history
@@ -101,14 +100,10 @@ def put(target: Path, text: str) -> Path:
 
     :raise RequestError: it can't be written
     """
-    draft = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(text, encoding="utf-8")
-        draft.rename(target)
+        write_anew(target, text.encode())
     except OSError as problem:
-        with contextlib.suppress(OSError):
-            draft.unlink(missing_ok=True)
         raise RequestError(
             f"{target} can't be written: {problem.strerror}", hint="make room, or choose another place with --html DIR"
         ) from problem
@@ -117,8 +112,13 @@ def put(target: Path, text: str) -> Path:
 
 def write_page(directory: Path) -> Path:
     """The page of one run, beside its evidence, judged again."""
+    return put(directory / PAGE, _page(judge_dir(directory), directory))
+
+
+def _page(result: RunResult, directory: Path) -> str:
     evidence = Evidence(directory)
-    return put(directory / PAGE, render_run(judge_dir(directory), evidence, hand_over_listing(evidence)))
+    with stumbling(directory):
+        return render_run(result, evidence, hand_over_listing(evidence))
 
 
 # ---------------------------------------------------------------- a site
@@ -234,14 +234,13 @@ def _unwanted(directory: str, names: list[str]) -> list[str]:
 
 
 def _kept(path: Path) -> bool:
-    """Whole images of memory are too big to publish; a link could lead anywhere."""
-    whole = path.name.endswith(RAM) or path.match(f"*/{VMCORE}")
+    """Whole images of memory are too big to publish, and so is what no report reads; a link could lead anywhere."""
+    whole = path.name.endswith(RAM) or path.match(f"*/{VMCORE}") or path.lstat().st_size > MOST_CONSOLE
     return not path.is_symlink() and (path.is_dir() or (path.is_file() and not whole))
 
 
 def _render_copy(result: RunResult, place: Path, tell: Tell) -> None:
-    evidence = Evidence(place)
     try:
-        put(place / PAGE, render_run(result, evidence, hand_over_listing(evidence)))
+        put(place / PAGE, _page(result, place))
     except EvidenceError as problem:
         tell(f"no page: {printable(problem.message)}")

@@ -115,7 +115,7 @@ def _entry_lines(check: CheckResult, width: int) -> Iterator[_Line]:
         yield _Line(f"    {'entry':<7} {'before':<{digits}}    {'after':<{digits}}  first seen at")
     for entry in entries[:ENTRIES_SHOWN]:
         before, after = (entry_value(entry.get(key), mode) or "?" for key in ("before", "after"))
-        index = f"[{entry.get('index', '?')}]"
+        index = printable(f"[{entry.get('index', '?')}]")
         seen = printable(str(entry.get("checkpoint", "")))
         yield _Line(f"    {index:<7} {before:<{digits}} -> {after:<{digits}}  {seen}".rstrip())
     if len(entries) > ENTRIES_SHOWN:

@@ -150,7 +150,7 @@ def _whose(figures: Mapping[str, Any]) -> tuple[str, str]:
         return "The page directory", ""
     pseudo = integer(owner, "pseudo_physical")
     known = f" (pseudo-physical {pseudo:#x})" if pseudo is not None else ""
-    name = {"hypervisor": "The hypervisor"}.get(str(owner.get("name")), str(owner.get("name")))
+    name = {"hypervisor": "The hypervisor"}.get(str(owner.get("name")), printable(str(owner.get("name"))))
     return f"{name}'s page directory{known}", "machine address "
 
 
@@ -159,7 +159,7 @@ def _span(figures: Mapping[str, Any]) -> str:
     names = [str(row["checkpoint"]) for row in records(figures, "compared") if "checkpoint" in row]
     if Checkpoint.RETURNED in names:
         return " out and back"
-    return f" from panic to {names[-1]}" if names else ""
+    return f" from panic to {printable(names[-1])}" if names else ""
 
 
 def checks_sentence(result: RunResult) -> str:

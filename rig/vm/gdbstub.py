@@ -20,6 +20,9 @@ from rig.vm.deadline import POLL, Deadline, Watch
 _TIMEOUT = 10.0  # seconds for a reply while the VM is stopped
 _CHUNK = 1024  # bytes per memory packet: QEMU's limit is 4096 characters, two per byte
 _PC = slice(128, 136)  # RIP in a `g` reply: after 16 general registers; 8 bytes in every CPU mode
+_LONGEST = 1 << 16  # bytes of a packet: far more than QEMU sends in one (its limit is 4096 characters)
+_LARGEST = 1 << 20  # characters of a register description
+_CPUS = 1 << 16  # more than any machine has
 _SIGTRAP = 5
 _FLAGS = "eflags"  # rflags' name in GDB's register descriptions
 _FIRST_PROCESS = "vAttach;1"  # QEMU shows all CPUs as threads of process 1
@@ -51,6 +54,8 @@ def take_packet(buffer: bytes) -> tuple[bytes | None, bytes]:
     if not buffer.startswith(b"$"):
         raise ProtocolError("not a gdb packet", received=repr(buffer[:80]))
     end = buffer.find(b"#")
+    if (len(buffer) if end < 0 else end) > _LONGEST:
+        raise ProtocolError("a gdb packet that does not end", received=repr(buffer[:80]))
     if end < 0 or len(buffer) < end + 3:
         return None, buffer
     payload, checksum = buffer[1:end], buffer[end + 1 : end + 3]
@@ -65,15 +70,15 @@ def parse_stop(reply: str) -> tuple[int, int]:
 
     Raises ProtocolError for anything else.
     """
-    match = re.match(r"T([0-9a-f]{2})(?:.*;)?thread:(?:p[0-9a-f]+\.)?([0-9a-f]+);", reply)
-    if not match:
+    match = re.match(r"T([0-9a-f]{2})(?:.*;)?thread:(?:p[0-9a-f]+\.)?([0-9a-f]{1,8});", reply)
+    if not match or not 0 < int(match[2], 16) <= _CPUS:
         raise ProtocolError("not a stop at a CPU", received=reply)
     return int(match[1], 16), int(match[2], 16) - 1
 
 
 def watched_address(reply: str) -> int | None:
     """Where the watchpoint is that a stop reply tells of; None when it tells of none."""
-    match = re.search(r"^T[0-9a-f]{2}(?:.*;)?[ra]?watch:([0-9a-f]+);", reply)
+    match = re.search(r"^T[0-9a-f]{2}(?:.*;)?[ra]?watch:([0-9a-f]{1,16});", reply)
     return int(match[1], 16) if match else None
 
 
@@ -248,15 +253,23 @@ class GdbStub:
         numbers: dict[str, int] = {}
         # Not by the parser: QEMU doesn't declare the prefix xi.
         for included in re.findall(r'<xi:include href="([^"]+)"', self._read_annex("target.xml")):
-            for register in ElementTree.fromstring(self._read_annex(included)).iter("reg"):
-                following = max(numbers.values(), default=-1) + 1
-                numbers[register.attrib["name"]] = int(register.get("regnum", following))
+            text = self._read_annex(included)
+            try:
+                for register in ElementTree.fromstring(text).iter("reg"):
+                    following = max(numbers.values(), default=-1) + 1
+                    numbers[register.attrib["name"]] = int(register.get("regnum", following))
+            except (ElementTree.ParseError, KeyError, ValueError) as error:
+                raise ProtocolError(
+                    f"QEMU's register description {included} makes no sense: {error}", received=text[:200]
+                ) from error
         return numbers
 
     def _read_annex(self, annex: str) -> str:
         text, more = "", True
         while more:
             reply = self._ask(f"qXfer:features:read:{annex}:{len(text):x},{_CHUNK:x}")
+            if reply[:1] not in ("m", "l") or (reply == "m") or len(text) > _LARGEST:
+                raise ProtocolError(f"the gdbstub's register description {annex} does not end", received=reply[:80])
             text, more = text + reply[1:], reply.startswith("m")
         return text
 
@@ -269,7 +282,10 @@ class GdbStub:
     def _stand(self, cpu: int, signal: int) -> Stop:
         self._select_cpu(cpu)
         # Not the shorter `p`: QEMU answers that only to clients that have read its register descriptions.
-        pc = int.from_bytes(self._ask_hex("g")[_PC], "little")
+        registers = self._ask_hex("g")
+        if len(registers) < _PC.stop:
+            raise ProtocolError(f"the gdbstub sent {len(registers)} bytes of registers", sent="g")
+        pc = int.from_bytes(registers[_PC], "little")
         self._stop = Stop(cpu, signal, pc)
         return self._stop
 

@@ -144,7 +144,10 @@ class Qmp:
     async def _connect(self, sock: socket.socket) -> None:
         self._connecting = asyncio.current_task()
         self._client.register_listener(self._listener)
-        await self._client.connect(sock)
+        try:
+            await self._client.connect(sock)
+        except AssertionError as error:  # qemu.qmp is sure that it is connected once the greeting has been answered
+            raise GuestDied("QEMU closed the QMP connection right after its greeting") from error
         self._tasks = [
             asyncio.create_task(self._pump_events()),
             asyncio.create_task(self._watch_connection()),
@@ -174,8 +177,9 @@ class Qmp:
             # much for qemu.qmp (an AssertionError in its _cleanup()).
             await asyncio.gather(self._connecting, return_exceptions=True)
         if self._client.runstate != Runstate.IDLE:
-            # What it raises is how the connection broke; whoever waited for a reply has been told.
-            with contextlib.suppress(QMPError, OSError, EOFError):
+            # What it raises is how the connection broke; whoever waited for a reply has been told. ValueError: by
+            # what was no UTF-8.
+            with contextlib.suppress(QMPError, OSError, EOFError, ValueError):
                 await self._client.disconnect()
 
     def _write(self, entry: Mapping[str, object]) -> None:

@@ -34,7 +34,7 @@ def parse(text: str) -> tuple[CpuState, ...]:
 
     Raises ProtocolError when a CPU's section lacks a register, or when there is no CPU at all.
     """
-    sections = re.split(r"^CPU#(\d+)\s*$", text, flags=re.M)[1:]
+    sections = re.split(r"^CPU#([0-9]{1,9})\s*$", text, flags=re.M)[1:]
     if not sections:
         raise ProtocolError("no CPU in QEMU's register dump", received=text)
     return tuple(parse_one(int(number), body) for number, body in zip(sections[::2], sections[1::2], strict=True))
@@ -46,7 +46,8 @@ def parse_one(cpu: int, text: str) -> CpuState:
     system = _system(found + rest)
     values = {_long_name(name): int(value, 16) for name, value in _REGISTER.findall(general)}
     names = _GENERAL_64 if "RIP=" in general else _GENERAL_32
-    missing = sorted({*names, *_CONTROL, *_SEGMENTS, "GDT", "IDT"} - values.keys() - system.found)
+    behind = {*_CONTROL, *_SEGMENTS, "GDT", "IDT"}
+    missing = sorted((set(names) - values.keys()) | (behind - system.found))
     if missing:
         raise ProtocolError(f"QEMU's dump of CPU {cpu} lacks {', '.join(missing)}", received=text)
     return CpuState(

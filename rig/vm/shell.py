@@ -20,6 +20,7 @@ from rig.vm.deadline import POLL, Deadline
 
 HELLO_MARK = "hello "
 _HELLO = rf"@rig {HELLO_MARK}([^\r\n]*)\r?\n"
+_LONGEST = 1e9  # seconds of uptime
 _HELLO_KEYS = ("role", "release", "channel", "uptime", "net", "vmcore")
 
 
@@ -49,6 +50,8 @@ def parse_hello(line: str) -> Hello:
         uptime = float(fields["uptime"])
     except ValueError as error:
         raise ProtocolError("the uptime in the guest's hello is not a number", received=line) from error
+    if not 0 <= uptime < _LONGEST:
+        raise ProtocolError(f"the guest's hello says that it is up for {uptime} s", received=line)
     return Hello(
         role=fields["role"],
         release=fields["release"],
@@ -124,7 +127,10 @@ class Shell:
         )
         self._line.read_until(b"\n@rig begin %d\n" % number, deadline)
         output = self._line.read_until(b"\n@rig end %d " % number, deadline).decode(errors="replace")
-        status = int(self._line.expect([r"(\d+)\n"], deadline)[1])
+        digits = self._line.expect([r"([0-9]+)\n"], deadline)[1]
+        if len(digits) > 3:
+            raise ProtocolError("a command's exit status makes no sense", sent=command, received=repr(digits[:80]))
+        status = int(digits)
         if status:
             raise GuestCommandFailed(command, status, output)
         return output

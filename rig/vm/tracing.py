@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rig.disassembly import length, width
 from rig.errors import Cancelled, GuestError, ProtocolError
-from rig.model import PAGE_SIZE, CpuState
+from rig.model import PAGE_SIZE, RECORDING_LIMIT, CpuState
 from rig.trace import CUT, MAX_CODE, code_of
 from rig.vm import registers
 from rig.vm.deadline import Deadline
@@ -26,9 +26,6 @@ _EVENTS = "int"  # interrupts and exceptions only
 # One instruction for each translation block: named so since QEMU 8.1, before that as the second says.
 _ONE_INSTRUCTION = ("one-insn-per-tb", "singlestep")
 
-
-# Bytes of a recording. A crash path takes 10,000 instructions, 12 MB; a guest that loops would fill the disk.
-LIMIT = 256 << 20
 _LOOK = 0.1  # seconds between two looks at its size
 
 
@@ -45,15 +42,15 @@ def events_logged(vm: Vm, path: Path) -> Iterator[None]:
     finally:
         with contextlib.suppress(GuestError, ProtocolError):
             _command(vm, f"log {LOG_ALWAYS}")
-        path.write_text(together(vm.logs.take(marks, LIMIT)))
+        path.write_text(together(vm.logs.take(marks, RECORDING_LIMIT)))
 
 
 @contextlib.contextmanager
 def logged(vm: Vm, path: Path) -> Iterator[None]:
     """Have QEMU record all that its CPUs execute, over TCG, until the context ends. The VM must be held at both ends.
 
-    It is in `path` then, one CPU after the other. A recording that reaches LIMIT ends there, with rig.trace.CUT as its
-    last line; the guest goes on.
+    It is in `path` then, one CPU after the other. A recording that reaches its limit ends there, with rig.trace.CUT
+    as its last line; the guest goes on.
     """
     switch = _switch(vm)
     marks = vm.logs.marks()
@@ -71,8 +68,8 @@ def logged(vm: Vm, path: Path) -> Iterator[None]:
         with contextlib.suppress(GuestError, ProtocolError):
             _command(vm, f"log {LOG_ALWAYS}")
             _command(vm, f"{switch} off")
-        cut = vm.logs.grown(marks) >= LIMIT
-        path.write_text(together(vm.logs.take(marks, LIMIT)) + (f"\n{CUT}\n" if cut else ""))
+        cut = vm.logs.grown(marks) >= RECORDING_LIMIT
+        path.write_text(together(vm.logs.take(marks, RECORDING_LIMIT)) + (f"\n{CUT}\n" if cut else ""))
 
 
 def together(parts: Sequence[str]) -> str:
@@ -85,7 +82,7 @@ def _guard(vm: Vm, switch: str, marks: Marks, done: threading.Event) -> None:
     """Stop the log once it is too large, and translating for it: what is translated unseen can't be logged later."""
     while not done.wait(_LOOK):
         try:
-            too_large = vm.logs.grown(marks) >= LIMIT
+            too_large = vm.logs.grown(marks) >= RECORDING_LIMIT
         except OSError:  # whoever reads the log next is told the same, and can tell
             return
         if too_large:

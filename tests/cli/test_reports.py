@@ -100,3 +100,16 @@ def test_a_run_is_in_the_history_and_the_index(tmp_path: Path, capsys: pytest.Ca
     assert (
         f"the index of {tmp_path} is not up to date: {tmp_path}/index.html can't be written" in capsys.readouterr().err
     )
+
+
+def test_nothing_printed_steers_a_terminal(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    steers = "\x1b]0;owned\x07\x9b31m\u202e"
+    run = Machine().write(tmp_path).path.rename(tmp_path / f"run{steers}")
+    for words_ in (["check"], ["check", "--json"], ["report"]):
+        assert cli.main([*words_, str(run)]) in (0, 1, 3)
+        out, err = capsys.readouterr()
+        assert "owned" in out
+        assert not set(steers) & set(out + err) - set("0;owned]31m")
+    assert cli.main(["check", f"nowhere{steers}"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(r"rig: nowhere\x1b]0;owned\x07\x9b31m\u202e is not an evidence directory")

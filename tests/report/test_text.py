@@ -106,3 +106,14 @@ def test_hostile_console_text_reaches_a_terminal_as_text() -> None:
     assert "\x1b[2J" not in printed
     assert "\x1b]0;" not in printed
     assert "\x1b[1;33m! ERROR" in printed  # our own style, on the other hand, is there
+
+
+def test_figures_that_steer_a_terminal_are_shown() -> None:
+    steers = "\x1b[2J\u202e"
+    entry = {"index": steers, "before": 0, "after": 1, "checkpoint": steers}
+    told = {"compared": [{"checkpoint": steers}], "owner": {"name": steers}}
+    figures = forge.pgd_figures(bytes_changed=4, entries_changed=[entry], **told)
+    check = CheckResult("pgd-survives", Verdict.FAIL, steers, figures)
+    text = "".join(verdict_lines(forge.result(Verdict.FAIL, [check]), Path("x")))
+    assert text.count(r"\x1b[2J\u202e") == 4
+    assert not set("\x1b\u202e") & set(text)

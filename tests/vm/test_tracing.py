@@ -117,7 +117,7 @@ def test_the_exception_that_a_guest_dies_of_is_recorded(make_spec: MakeSpec, tmp
 def test_a_recording_that_grows_too_large_is_cut_and_the_guest_goes_on(
     make_spec: MakeSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracing, "LIMIT", 1 << 20)
+    monkeypatch.setattr(tracing, "RECORDING_LIMIT", 1 << 20)
     long = b"\xb9" + (1 << 24).to_bytes(4, "little") + b"\x49\x75\xfd"  # COUNT, for far more than a MiB
     path, end = tmp_path / "cut", START + len(long)
     with Vm(make_spec(READY + again(long))) as vm:

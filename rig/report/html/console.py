@@ -10,6 +10,7 @@ from rig.report.html.page import Link, Sources
 from rig.report.wording import printable, printable_lines
 
 CONSOLE_LINES = 5000  # the last so many are in the page, all of them in the evidence's own file
+LINE = 2000  # characters of a line that are
 
 
 @dataclass(frozen=True)
@@ -47,13 +48,18 @@ def console(log: bytes, phases: Sequence[Phase], sources: Sources) -> Console:
     total = 0
     parts: list[Part] = []
     for id, phase, began, at, blob in reversed(pieces):
-        lines = printable_lines(blob.decode("utf-8", "replace"))
+        lines = [_shortened(line) for line in printable_lines(blob.decode("utf-8", "replace"))]
         total += len(lines)
         kept = lines[-budget:] if budget else []
         budget -= len(kept)
         parts.append(Part(id, phase, began, at, "\n".join(kept)))
     marked = any(phase.console is not None for phase in phases)
     return Console(parts[::-1], total - (CONSOLE_LINES - budget), marked, sources.links(["console.log", "control.log"]))
+
+
+def _shortened(line: str) -> str:
+    """A line without end must not make a page without end."""
+    return line if len(line) <= LINE else f"{line[:LINE]}… ({len(line) - LINE} more characters)"
 
 
 def phase_id(number: int) -> str:
