@@ -47,7 +47,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, TypeVar
 
@@ -286,6 +286,9 @@ class Evidence:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        # Not functools.cache on the methods: that would keep every Evidence, with all that it has read, for ever.
+        self._cpus: dict[str, tuple[CpuState, ...]] = {}
+        self._pages: dict[str, Mapping[int, bytes]] = {}
 
     def _read(self, name: str, most: int = MOST) -> bytes:
         try:
@@ -353,8 +356,13 @@ class Evidence:
             raise EvidenceError(f"{self.path / IMAGE} is torn: {len(words)} words are no triples")
         return Copied(*words.reshape(3, -1))
 
-    @cache  # noqa: B019 - an Evidence lives as long as its judgement
     def cpus(self, checkpoint: str) -> tuple[CpuState, ...]:
+        """Registers of all CPUs at a checkpoint, or when the guest DIED."""
+        if checkpoint not in self._cpus:
+            self._cpus[checkpoint] = self._read_cpus(checkpoint)
+        return self._cpus[checkpoint]
+
+    def _read_cpus(self, checkpoint: str) -> tuple[CpuState, ...]:
         name = f"{REGISTERS}/{checkpoint}.json"
         found = from_json(self._read(name), tuple[CpuState, ...], self.path / name)
         _require_plausible(plausible.cpus(found), self.path / name)
@@ -368,9 +376,13 @@ class Evidence:
                 return cpu
         raise EvidenceError(f"no registers of the crashing CPU ({number}) at {checkpoint}")
 
-    @cache  # noqa: B019
     def pages(self, checkpoint: str) -> Mapping[int, bytes]:
         """The pages kept for a checkpoint, or DIED, by pfn. Those of the first are held against their hashes."""
+        if checkpoint not in self._pages:
+            self._pages[checkpoint] = self._read_pages(checkpoint)
+        return self._pages[checkpoint]
+
+    def _read_pages(self, checkpoint: str) -> Mapping[int, bytes]:
         name = f"{MEMORY}/{checkpoint}.pages.zst"
         found = self._pages_file(name)
         if checkpoint == self.base:

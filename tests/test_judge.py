@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,6 +49,18 @@ def test_a_healthy_machine_passes_every_check(machine: Machine, tmp_path: Path) 
 def test_the_same_evidence_gives_the_same_result_bit_for_bit(machine: Machine, tmp_path: Path) -> None:
     evidence = machine.write(tmp_path)
     assert to_json(judge(evidence)) == to_json(judge_dir(evidence.path))
+
+
+def test_what_was_judged_is_forgotten(machine: Machine, tmp_path: Path) -> None:
+    """A night has hundreds of runs. The last two may be asked for again: by their reports."""
+    known = []
+    for number in range(5):
+        evidence = machine.write(tmp_path / str(number))
+        render_run(judge(evidence), evidence)
+        known.append(weakref.ref(evidence))
+        del evidence
+    gc.collect()
+    assert sum(one() is not None for one in known) <= 2
 
 
 def test_no_checks_is_no_pass(machine: Machine, tmp_path: Path) -> None:
