@@ -55,7 +55,7 @@ class _Feed(SpawnBase):  # type: ignore[misc]  # pexpect has no types
         pexpect.EOF.
         """
         self._watch.check_cancelled()
-        if self._has_read:
+        if self._has_read and self.deadline.passed:
             self.deadline.check(console=self._watch.tail())
         self._has_read = True
         while True:
