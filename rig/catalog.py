@@ -27,7 +27,20 @@ import msgspec
 from rig import safety
 from rig.errors import CatalogueError, RequestError
 from rig.guest import makedumpfile
-from rig.model import Arch, Cells, Dump, DumpTo, Guest, Kernel, LoadKind, Scenario, Selection, Until, Verdict
+from rig.model import (
+    MOST_MEMORY,
+    Arch,
+    Cells,
+    Dump,
+    DumpTo,
+    Guest,
+    Kernel,
+    LoadKind,
+    Scenario,
+    Selection,
+    Until,
+    Verdict,
+)
 from rig.sabotage import parameter_complaint
 
 GUESTS, KERNELS, SCENARIOS = "guests", "kernels", "scenarios"
@@ -296,6 +309,8 @@ def complaints(entry: Entry) -> Iterable[tuple[str, str]]:
     if isinstance(entry, Guest):
         if entry.memory < 64:
             yield "memory", f"{entry.memory} MiB is less than any kernel boots in (64 MiB)"
+        if entry.memory > MOST_MEMORY:
+            yield "memory", f"{entry.memory} MiB is more than a guest may have ({MOST_MEMORY} MiB)"
         if entry.cpus < 1:
             yield "cpus", f"{entry.cpus} is less than one"
         if entry.hypervisor and entry.arch is not Arch.AMD64:

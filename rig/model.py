@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 PAGE_SIZE = 4096  # bytes; the unit of captures, on every x86 mode
+MOST_MEMORY = 1 << 20  # MiB that a guest may have
 # Bytes of a recording of the hand-over. A crash path takes 10,000 instructions, 12 MB; a guest that loops would fill
 # the disk.
 RECORDING_LIMIT = 256 << 20

@@ -17,11 +17,10 @@ from pathlib import Path
 from rig import ingredients
 from rig.facts import Damage, Facts, Manifest
 from rig.loads import LOADS
-from rig.model import PAGE_SIZE, CpuState, Guest, Phase, RunResult, Symbol
+from rig.model import MOST_MEMORY, PAGE_SIZE, CpuState, Guest, Phase, RunResult, Symbol
 
 ADDRESSES = 1 << 64  # virtual ones, and the numbers in registers
 PHYSICAL = 1 << 52  # MAXPHYADDR is at most 52 (Intel SDM vol. 3, 4.1.4)
-MEMORY = 1 << 20  # MiB that a guest may have
 CPUS = 8192  # of a guest: the most that a kernel can be configured for (CONFIG_NR_CPUS, arch/x86/Kconfig)
 DEPTH = 32  # of lists and objects in each other: what the rig writes has less than ten
 SECONDS = 1e9
@@ -111,7 +110,7 @@ def _manifest(told: Manifest) -> Iterator[str]:
 
 
 def _guest(where: str, guest: Guest) -> Iterator[str]:
-    if not 0 < guest.memory <= MEMORY:
+    if not 0 < guest.memory <= MOST_MEMORY:
         yield f"{where}.memory: {guest.memory} MiB"
     if not 0 < guest.cpus <= CPUS:
         yield f"{where}.cpus: {guest.cpus}"

@@ -97,6 +97,7 @@ def test_the_rigs_own_catalogue() -> None:
         ("guests/box", "= 2\n", "= true\n", "cpus: Expected `int`, got `bool`", ""),
         ("guests/box", "= 2\n", "= 0\n", "cpus: 0 is less than one", ""),
         ("guests/box", "= 512", "= -512", "memory: -512 MiB is less", ""),
+        ("guests/box", "= 512", "= 2_000_000", "memory: 2000000 MiB is more", ""),
         ("guests/box", '"amd64"\npaging', '"amd46"\npaging', "arch: 'amd46' is none", "valid: amd64, i386"),
         ("guests/box", "4-level", "6-level", "paging: '6-level' is none", "valid: 2-level, 4-level, 5-level, pae"),
         ("guests/box", '"stock"', '"stok"', "kernel: unknown name 'stok'; did you mean 'stock'?", "valid: stock"),

@@ -30,7 +30,7 @@ from tests.test_pool import make_result
 
 MARKS = "RIG_TEST_MARKS"
 PASS, DIE, WAIT, TAMPER = "pass", "die", "wait", "tamper"
-PLENTY = 100_000  # MiB
+PLENTY = 10_000  # MiB: less than the largest guest needs
 
 
 def mark(plan: RunPlan, what: str, text: object) -> None:

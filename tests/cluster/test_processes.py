@@ -27,9 +27,9 @@ from rig.errors import MachineError
 from rig.evidence import Evidence
 from rig.guest.cache import default_root
 from rig.matrix import ENDED_WORKERS
-from rig.model import Options, RunPlan, Verdict
+from rig.model import MOST_MEMORY, Options, RunPlan, Verdict
 from rig.pool import Finished
-from tests.cluster.pretended import DIE, PASS, PLENTY, TAMPER, WAIT, start
+from tests.cluster.pretended import DIE, PASS, TAMPER, WAIT, start
 from tests.processes import is_running
 from tests.test_ingredients import made
 from tests.test_pool import SCENARIO, Log, make_plan
@@ -280,7 +280,7 @@ def certificate(directory: Path, name: str) -> tuple[Path, Path, Path]:
 def test_what_is_skipped_needs_no_worker_and_what_fits_nowhere_gets_none(cluster: Cluster) -> None:
     (plan,) = plans({"s": PASS})
     skipped = replace(plan, skip="no such CPU", scenario=replace(plan.scenario, trigger="sysrq-c", checks=CHECKS))
-    large = replace(plan, guest=replace(plan.guest, name="large", memory=200 * PLENTY))
+    large = replace(plan, guest=replace(plan.guest, name="large", memory=MOST_MEMORY))
     with cluster.connected() as engine:
         done = engine.execute([skipped, large], {}, cluster.log, cluster.cancel)
     assert [outcome and outcome[0].verdict for outcome in done] == [Verdict.SKIP, Verdict.ERROR]

@@ -93,9 +93,10 @@ PHASED = (
     ),
     Fault("rig: SIGHUP", acts.signal_rig(signal.SIGHUP), ENDED, SOME, LATE_CANCEL),
     Fault("rig: stopped for 3 s", acts.suspend(lambda subject: subject.pid), UNTOUCHED, SOME),
-    Fault("disk full", acts.fill, UNJUDGED, PHASES, room=64, quick=("panic", "report")),
+    # Writing the report takes a moment: the disk may be full only after it.
+    Fault("disk full", acts.fill, UNJUDGED, PHASES, but={"report": EITHER}, room=64, quick=("panic", "report")),
     Fault("disk full for a phase", acts.fill_for_a_phase, EITHER, (*LIVE, "judge"), room=64, quick=("hand-over",)),
-    Fault("results removed", acts.remove_results, UNJUDGED, PHASES, quick=("dump",)),
+    Fault("results removed", acts.remove_results, UNJUDGED, PHASES, but={"report": EITHER}, quick=("dump",)),
     Fault("cache removed", acts.remove_cache, EITHER, PHASES, quick=("crash-boot",)),
     Fault("cache: half of each file", acts.damage_cache(_truncated), EITHER, PHASES, words=HANGS),
     Fault("cache: other content", acts.damage_cache(lambda _: acts.OTHER_TEXT), EITHER, PHASES[:3], words=HANGS),
