@@ -366,6 +366,10 @@ class Vm:
         x-ignore-shared: RAM that is shared, as ours is by its memfd, is not part of it. Raises ProtocolError.
         """
         self._migrate("migrate", state)
+        # "completed" is said a moment before QEMU would take another command about running: it is finish-migrate then.
+        deadline = Deadline.after(_MIGRATION_TIMEOUT, "QEMU to be done with writing its state")
+        while self.qmp.execute("query-status")["status"] == "finish-migrate":
+            deadline.check(console=self.console.tail())
 
     def _migrate(self, command: str, state: int) -> None:
         """Out or in, until QEMU says that it is done."""

@@ -12,10 +12,11 @@ import socket
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from rig import plausible
 from rig.errors import EvidenceError
 from rig.evidence import from_json, to_json
 from rig.judge import judge
@@ -54,11 +55,9 @@ BREAKOUTS = (
 SIGNS = "\x1b[2J\x1b]0;title\x07\x9b31m\u202egnp.exe\u2066\u200b\ufeff{{ 7*7 }}{% raw %}${7*7}&lt;\x00"
 HOSTILE = BREAKOUTS + MARKUP + SIGNS
 
-T = TypeVar("T")
 
-
-def everywhere(value: T, kind: type[T], hostile: str) -> T:
-    """The same with `hostile` behind every string that can be any string: those that are an enum's stay."""
+def everywhere(value: RunResult, hostile: str) -> RunResult:
+    """The same with `hostile` behind every string that can be any string: those that are an enum's, or a name, stay."""
     tree = json.loads(to_json(value))
     changed = 0
 
@@ -70,14 +69,16 @@ def everywhere(value: T, kind: type[T], hostile: str) -> T:
         elif isinstance(holder[key], str):
             before, holder[key] = holder[key], holder[key] + hostile
             try:
-                from_json(json.dumps(tree).encode(), kind, Path("forged"))
-                changed += 1
+                refused = any(plausible.result(from_json(json.dumps(tree).encode(), RunResult, Path("forged"))))
             except EvidenceError:
+                refused = True
+            if refused:
                 holder[key] = before
+            changed += not refused
 
     visit({"root": tree}, "root")
     assert changed > 20
-    return from_json(json.dumps(tree).encode(), kind, Path("forged"))
+    return from_json(json.dumps(tree).encode(), RunResult, Path("forged"))
 
 
 @pytest.fixture(scope="module")
@@ -115,18 +116,18 @@ def pages(tmp_path_factory: pytest.TempPathFactory, listener: socket.socket) -> 
     (evidence.path / "qemu.log").write_text(hostile)
     name = BREAKOUTS.replace("/", "")
     (evidence.path / name).write_text("x")
-    broken = everywhere(replace(judge(evidence), error=forge.HUNG, surprise="s"), RunResult, hostile)
+    broken = everywhere(replace(judge(evidence), error=forge.HUNG, surprise="s"), hostile)
     (evidence.path / "result.json").write_bytes(to_json(broken))
     page = evidence.path / "report.html"
     page.write_text(render_run(broken, evidence), encoding="utf-8")
     for number, verdict in enumerate("12", 10):
         directory = results / f"other.{verdict}"
         directory.mkdir()
-        run = everywhere(replace(night("panic@pae/k", str(number)), error=forge.HUNG), RunResult, hostile)
+        run = everywhere(replace(night("panic@pae/k", str(number)), error=forge.HUNG), hostile)
         (directory / "result.json").write_bytes(to_json(run))
     site.renew(results, print)
     compared = results / "compare.html"
-    both = everywhere(forge.PASSED, RunResult, hostile), everywhere(forge.FAILED, RunResult, hostile)
+    both = everywhere(forge.PASSED, hostile), everywhere(forge.FAILED, hostile)
     compared.write_text(render_comparisons([pair(*both)], ([hostile], [hostile])), encoding="utf-8")
     return {
         "run": page,

@@ -155,7 +155,7 @@ def test_a_first_kernel_that_hangs_can_not_be_judged(tmp_path: Path) -> None:
 
 
 def test_a_killed_qemu_can_not_be_judged(tmp_path: Path) -> None:
-    with running("run", "panic", "--guest", "i386", "--json", "--results", tmp_path) as run:
+    with running("run", "panic", "--no-template", "--guest", "i386", "--json", "--results", tmp_path) as run:
         run.wait_for("prepare")
         qemu = run.qemu()
         run.wait_until(lambda: any(log.stat().st_size for log in tmp_path.glob(".*/console.log")))
@@ -171,7 +171,7 @@ def test_a_killed_qemu_can_not_be_judged(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_cancelled_run_leaves_nothing(number: signal.Signals, tmp_path: Path) -> None:
-    with running("run", "panic", "--guest", "i386", "--results", tmp_path / "results") as run:
+    with running("run", "panic", "--no-template", "--guest", "i386", "--results", tmp_path / "results") as run:
         run.wait_for("boot")
         qemu = run.qemu()
         run.process.send_signal(number)
@@ -182,7 +182,7 @@ def test_a_cancelled_run_leaves_nothing(number: signal.Signals, tmp_path: Path) 
 
 
 def test_qemu_ends_with_a_killed_rig(tmp_path: Path) -> None:
-    with running("run", "panic", "--guest", "i386", "--results", tmp_path) as run:
+    with running("run", "panic", "--no-template", "--guest", "i386", "--results", tmp_path) as run:
         run.wait_for("prepare")
         qemu = run.qemu()
         os.kill(run.process.pid, signal.SIGKILL)
