@@ -14,7 +14,7 @@ from rich.text import Text
 from rig.bench.figures import Figure, Worse
 
 WIDTH = 80  # columns, of which the names have
-NAME = 38
+NAME = 37
 HOLDS = {True: ("holds", "green"), False: ("BROKEN", "bold red"), None: ("", "")}
 
 
@@ -23,7 +23,7 @@ def table(figures: Sequence[Figure]) -> Table:
     out = Table(box=box.SIMPLE_HEAD, width=WIDTH, pad_edge=False, padding=(0, 1))
     out.add_column("figure", width=NAME)
     for title in ("value", "noise", "bound"):
-        out.add_column(title, justify="right", no_wrap=True)
+        out.add_column(title, justify="right", no_wrap=True, min_width=len(title))
     out.add_column("", no_wrap=True, min_width=6)
     for (family, guest), group in groupby(figures, key=lambda figure: (figure.family, figure.guest)):
         out.add_row(Text(f"{family} ({guest})" if guest else family, style="bold"))
@@ -56,8 +56,8 @@ def _wrapped(text: str, indent: str, style: str) -> list[Text]:
 
 
 def number(value: float) -> str:
-    """Three digits that count."""
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    """Three digits that count; more of what is between a hundred and a million."""
+    return f"{value:,.0f}" if 100 <= abs(value) < 1e6 else f"{value:.3g}"
 
 
 def summary(figures: Sequence[Figure]) -> str:
