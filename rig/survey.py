@@ -124,6 +124,7 @@ def _survey_hand_over(
                     physical = virtual
                     if state.paging is not None:
                         physical = paging.translate(memory, state.paging, state.cr3, virtual).physical
+                    memory.read(physical, 1)  # what damaged tables lead to may be no RAM: nothing can be kept of it
                     pages[physical & ~(PAGE_SIZE - 1)] = None
     return tables, tuple(pages)
 
