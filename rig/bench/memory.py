@@ -25,7 +25,6 @@ from rig.recorder import Recorder
 from rig.vm.qemu import ram_ranges
 
 MIB = 1 << 20
-GIB = 1 << 30
 SIZE = 512  # MiB, of the guest that the goals are about
 SIZES = (256, 512, 1024, 2048, 4096)  # MiB
 LARGE = 4096  # MiB, of a guest that touches a small part of it

@@ -7,7 +7,6 @@ touched. Sizes are in bytes and multiples of PAGE_SIZE; a pfn is a physical addr
 
 from __future__ import annotations
 
-import errno
 import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -17,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rig.errors import EvidenceError
+from rig.memory.holes import CHUNK, next_data
 from rig.memory.physical import Memory, OutsideMemory
 from rig.model import PAGE_SIZE
 
 Bytes = NDArray[np.uint8]
 
-CHUNK = 1 << 20  # bytes; small enough for one to stay in a core's cache between being read and looked at
 ZERO_PAGE = bytes(PAGE_SIZE)
 
 
@@ -53,19 +52,6 @@ def require_whole(fd: int, size: int) -> None:
             f"a memory image ends at {end:#x}, {size:#x} or more was expected",
             hint="was the capture cut off, for example by a full disk?",
         )
-
-
-def next_data(fd: int, start: int, size: int) -> int:
-    """Where the file has data from `start` on; not below `size`, rounded up to whole chunks, when nowhere before."""
-    nowhere = -(-size // CHUNK) * CHUNK
-    if start >= size:
-        return nowhere
-    try:
-        return os.lseek(fd, start, os.SEEK_DATA)
-    except OSError as problem:
-        if problem.errno != errno.ENXIO:  # what a hole up to the file's end is
-            raise
-        return nowhere
 
 
 def read_all(fd: int, chunk: Bytes, offset: int) -> None:

@@ -16,7 +16,8 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from rig.memory.image import CHUNK, ZERO_PAGE, FileRange, RangesMemory, next_data, read_all, require_whole
+from rig.memory.holes import CHUNK, next_data
+from rig.memory.image import ZERO_PAGE, FileRange, RangesMemory, read_all, require_whole
 from rig.model import PAGE_SIZE
 
 Words = NDArray[np.uint64]

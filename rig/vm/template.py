@@ -11,7 +11,6 @@ killed rig leaves is known by having no lock and no seal.
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import functools
 import hashlib
@@ -26,13 +25,14 @@ import msgspec
 import xxhash
 
 from rig.errors import EvidenceError
+from rig.memory.holes import CHUNK, next_data
+from rig.reading import read_file, write_anew
 from rig.vm.qemu import Standing, Vm
 
 LIMIT = 4 << 30  # bytes of disk that all templates together may take
 # A template is one boot: its kernel lies where KASLR put it then. Each day gets others.
 MAX_AGE = 24 * 3600.0  # seconds
 RAM, STATE, TOLD = "ram", "state", "told.json"
-_CHUNK = 1 << 20  # bytes
 _STATE_LIMIT = 256 << 20  # bytes: devices' state is a MiB or two, with the VGA's 16 MiB of memory
 
 
@@ -115,7 +115,7 @@ class Templates:
             digest = _copy(source.fileno(), ram, seal.size)
         if digest != seal.ram:
             raise EvidenceError("its RAM is not what was written")
-        content = _read(directory / STATE, _STATE_LIMIT)
+        content = read_file(directory, STATE, _STATE_LIMIT)
         if xxhash.xxh3_128_hexdigest(content) != seal.state:
             raise EvidenceError("its state is not what was written")
         os.write(state, content)
@@ -174,9 +174,7 @@ class Making:
             state = xxhash.xxh3_128_hexdigest(file.read())
         logs = {path.name: path.read_bytes() for path in vm.line_logs}
         seal = Seal(vm.spec.ram_size, ram, state, vm.shell.line.name, logs, told)
-        part = self._directory / f".{TOLD}"
-        part.write_bytes(msgspec.json.encode(seal))
-        part.replace(self._directory / TOLD)
+        write_anew(self._directory / TOLD, msgspec.json.encode(seal))
         self.complete = True
         fcntl.flock(self._lock, fcntl.LOCK_SH)  # from now on others may read it
 
@@ -207,40 +205,24 @@ def _copy(source: int, target: int, size: int) -> str:
     Not rig.memory.image: numpy would have to be imported before the guest can start.
     """
     os.ftruncate(target, size)
-    digest, chunk, zero = xxhash.xxh3_128(), bytearray(_CHUNK), bytes(_CHUNK)
+    digest, chunk, zero = xxhash.xxh3_128(), bytearray(CHUNK), bytes(CHUNK)
     start = 0
-    while (start := _next_data(source, start, size) // _CHUNK * _CHUNK) < size:
+    while (start := next_data(source, start, size) // CHUNK * CHUNK) < size:
         length = os.preadv(source, [memoryview(chunk)[: size - start]], start)
-        if length < min(_CHUNK, size - start):
+        if length < min(CHUNK, size - start):
             raise EvidenceError(f"its RAM ends at {start + length:#x}")
         if chunk != zero:
             digest.update(start.to_bytes(8, "little"))
             digest.update(memoryview(chunk)[:length])
             os.pwrite(target, memoryview(chunk)[:length], start)
-        start += _CHUNK
+        start += CHUNK
     return digest.hexdigest()
-
-
-def _next_data(file: int, start: int, size: int) -> int:
-    """Where there is something other than a hole from `start` on; `size`, rounded up to chunks, when nowhere."""
-    nowhere = -(-size // _CHUNK) * _CHUNK
-    try:
-        return os.lseek(file, start, os.SEEK_DATA) if start < size else nowhere
-    except OSError as problem:
-        if problem.errno != errno.ENXIO:
-            raise
-        return nowhere
 
 
 def _memory(stack: contextlib.ExitStack, name: str) -> int:
     descriptor = os.memfd_create(name)
     stack.callback(os.close, descriptor)
     return descriptor
-
-
-def _read(path: Path, limit: int) -> bytes:
-    with path.open("rb") as file:
-        return file.read(limit)
 
 
 def _directories(root: Path) -> Iterator[tuple[float, Path]]:
