@@ -1,6 +1,6 @@
 """`python -m rig`."""
 
-from rig.cli import main
+from rig.cli import program
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    program()

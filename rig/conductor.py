@@ -193,7 +193,7 @@ class _Run(Run):
     def _drive(self, artefacts: Artefacts, stack: contextlib.ExitStack) -> None:
         vm, making = start.start(self, artefacts, stack)
         ram = ram_ranges(artefacts.machine)
-        recorder = stack.enter_context(Recorder(vm.ram_fd, artefacts.machine.ram_size, ram, vm.pmemsave))
+        recorder = stack.enter_context(Recorder(vm.ram, ram, vm.pmemsave))
         self.learn(ram=tuple(ram))
         with self.in_phase("arm", "the new image to be loaded") as deadline:
             record = self._arm(vm, recorder, artefacts, making, deadline)

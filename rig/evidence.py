@@ -43,7 +43,6 @@ rig has left under such a name is removed when the next run begins (rig/unfinish
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -80,6 +79,7 @@ if TYPE_CHECKING:
     from rig.memory.dump import hashes_at
     from rig.memory.image import PagesMemory
     from rig.memory.packed import pack_hashes, pack_pages, unpack_hashes, unpack_pages
+    from rig.memory.ram import Ram
     from rig.memory.vmcore import VmcoreHeaders, parse_headers
     from rig.trace import Trace
     from rig.trace import parse as parse_trace
@@ -229,12 +229,14 @@ class EvidenceWriter:
         self.write(DUMP_HASHES, pack_hashes(hashes))
         self.write(DUMP_PAGES, pack_pages({number: piece.ljust(PAGE_SIZE, b"\0") for number, piece in kept.items()}))
 
-    def write_ram(self, checkpoint: Checkpoint, fd: int, size: int) -> None:
-        """All of RAM, streamed through zstd from a file descriptor."""
+    def write_ram(self, checkpoint: Checkpoint, ram: Ram) -> None:
+        """All of RAM, streamed through zstd."""
         target = self.path / MEMORY / f"{checkpoint}.ram.zst"
         with target.open("wb") as out, zstandard.ZstdCompressor(1).stream_writer(out) as packed:
-            for offset in range(0, size, 1 << 22):
-                packed.write(os.pread(fd, min(1 << 22, size - offset), offset))
+            done = 0
+            while part := ram.read(1 << 22, done):
+                packed.write(part)
+                done += len(part)
 
     def write_symbols(self, symbols: Iterable[Symbol]) -> None:
         """Symbols of the first kernel: those that matter to the evidence."""

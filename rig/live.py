@@ -273,7 +273,7 @@ class Run:
         recorder.cross_check(levels.root(self.facts.mode, self.facts.cr3))
         if self.options.keep_memory:
             self.listener(f"note: writing all of memory at {checkpoint}")
-            self.writer.write_ram(checkpoint, vm.ram_fd, vm.spec.ram_size)
+            self.writer.write_ram(checkpoint, vm.ram)
 
     def learn_text(self, recorder: Recorder) -> None:
         """Where the kernel's image begins, by the page tables, if its symbols have not told."""

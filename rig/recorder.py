@@ -2,14 +2,13 @@
 
 The first is `panic`, in a plain kexec `machine-kexec`.
 
-RAM is QEMU's own memory file, shared with the rig; while the VM is held, reading that file is reading the machine.
+While the VM is held, reading its RAM (rig/memory/ram.py) is reading the machine.
 What isn't RAM but may change, the VGA text window, is fetched over QMP. At every checkpoint the pgd's page is fetched
-over QMP as well and must equal the file's: a capture that looks at the wrong memory would find nothing changed.
+over QMP as well and must equal RAM's: a capture that looks at the wrong memory would find nothing changed.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 
 import numpy as np
@@ -17,9 +16,9 @@ from numpy.typing import NDArray
 
 from rig.errors import ProtocolError
 from rig.evidence import DIED, EvidenceWriter
-from rig.memory.image import FileMemory, FileRange, PagesMemory, RangesMemory
+from rig.memory.image import FileRange, PagesMemory, RangesMemory
 from rig.memory.physical import VGA_TEXT, Memory
-from rig.memory.snapshot import Snapshot
+from rig.memory.ram import Capture, Ram
 from rig.model import PAGE_SIZE, Checkpoint, Range
 
 RamRange = tuple[int, int, int]  # physical start, size, offset in the file
@@ -29,12 +28,11 @@ PhysicalRead = Callable[[int, int], bytes]  # address, size; over QMP
 class Recorder:
     """One run's captures. The VM must be held during `capture`. A context manager: it owns a copy of RAM in memory."""
 
-    def __init__(self, fd: int, size: int, ram: Sequence[RamRange], read_physical: PhysicalRead) -> None:
-        self._live = fd
-        self._size = size
-        self._ranges = [FileRange(*r) for r in ram]
+    def __init__(self, ram: Ram, ranges: Sequence[RamRange], read_physical: PhysicalRead) -> None:
+        self._ram = ram
+        self._ranges = [FileRange(*r) for r in ranges]
         self._read_physical = read_physical
-        self._base: Snapshot | None = None
+        self._base: Capture | None = None
         self._vga: dict[int, bytes] = {}
         self._deltas: dict[str, dict[int, bytes]] = {}
         self._hashes: NDArray[np.uint64] | None = None
@@ -48,9 +46,9 @@ class Recorder:
             self._base.close()
 
     @property
-    def live(self) -> FileMemory:
+    def live(self) -> RangesMemory:
         """The machine's RAM as it is now."""
-        return FileMemory(self._live, self._ranges)
+        return RangesMemory(self._ram.read, self._ranges)
 
     @property
     def at_panic(self) -> RangesMemory:
@@ -58,7 +56,7 @@ class Recorder:
         return self._first.memory(self._ranges)
 
     @property
-    def _first(self) -> Snapshot:
+    def _first(self) -> Capture:
         assert self._base is not None, "nothing was captured yet"
         return self._base
 
@@ -75,7 +73,7 @@ class Recorder:
         window = self._read_physical(VGA_TEXT[0], VGA_TEXT[1] - VGA_TEXT[0])
         vga = {(VGA_TEXT[0] + at) // PAGE_SIZE: window[at : at + PAGE_SIZE] for at in range(0, len(window), PAGE_SIZE)}
         if not self.captured:
-            self._base = Snapshot(self._live, self._size)
+            self._base = self._ram.capture()
             self._vga = vga
         else:
             self._deltas[checkpoint] = self._differing(vga, leave_out)
@@ -88,13 +86,13 @@ class Recorder:
     def _differing(self, vga: Mapping[int, bytes], leave_out: Container[int] | Range) -> dict[int, bytes]:
         """What differs from the first capture now, by pfn."""
         pages = {pfn: page for pfn, page in vga.items() if page != self._vga[pfn]}
-        changed = self._first.changed(self._live)
+        changed = self._first.changed()
         for held in self._ranges:
             inside = changed[(changed * PAGE_SIZE >= held.offset) & (changed * PAGE_SIZE < held.offset + held.size)]
             for index in inside.tolist():
                 address = index * PAGE_SIZE - held.offset + held.start
                 if address not in leave_out:
-                    pages[address // PAGE_SIZE] = os.pread(self._live, PAGE_SIZE, index * PAGE_SIZE)
+                    pages[address // PAGE_SIZE] = self._ram.read(PAGE_SIZE, index * PAGE_SIZE)
         return pages
 
     def differing(self, addresses: Iterable[int]) -> dict[int, bytes]:
@@ -108,10 +106,10 @@ class Recorder:
         self._deltas[checkpoint] |= pages
 
     def cross_check(self, address: int) -> None:
-        """The page at a physical address must be the same over QMP and in the RAM file. ProtocolError if not."""
+        """The page at a physical address must be the same over QMP and in what captures read. ProtocolError if not."""
         address &= ~(PAGE_SIZE - 1)
         if self._read_physical(address, PAGE_SIZE) != self.live.read(address, PAGE_SIZE):
-            raise ProtocolError(f"QMP's pmemsave and the RAM file disagree about the page at {address:#x}")
+            raise ProtocolError(f"QMP's pmemsave and RAM disagree about the page at {address:#x}")
 
     def changed_pages(self, checkpoint: Checkpoint) -> list[int]:
         """Pfns of the pages that differ from the first capture."""

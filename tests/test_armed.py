@@ -99,7 +99,7 @@ def test_which_runs_boot_their_own_guest(changes: dict[str, Any], why: str) -> N
 def test_what_was_learned_survives() -> None:
     known = Self((Range(0, 4095, "System RAM"),), {"panic": 1 << 63}, ((4096, 512),), None, None, None, (1, 2))
     learned = armed.Armed(RunKeys.make(), known, {"bytes": 7})
-    template = Template("k", 0.0, Standing(3, 4, "ttyS1"), {}, armed.pack(learned))
+    template = Template("k", 0.0, Standing(3, 4, b"", "ttyS1"), {}, armed.pack(learned))
     assert armed.unpack(template) == learned
     assert armed.told(template, "") == {"used": True, "key": "k", "made": "1970-01-01T00:00:00+00:00"}
     assert armed.told(None, "why") == {"used": False, "why": "why"}

@@ -206,7 +206,7 @@ def _sparse_guest(bench: Bench) -> list[Figure]:
     with booted(bench, large) as bare:
         vm, spec = bare.vm, bare.artefacts.machine
         vm.stop()
-        with Recorder(vm.ram_fd, spec.ram_size, ram_ranges(spec), vm.pmemsave) as recorder:
+        with Recorder(vm.ram, ram_ranges(spec), vm.pmemsave) as recorder:
             before = _resident(os.getpid(), "Anonymous")
             recorder.capture(Checkpoint.PANIC)
             captured = _resident(os.getpid(), "Anonymous") - before

@@ -37,6 +37,7 @@ class Snapshot:
 
     def __init__(self, fd: int, size: int) -> None:
         require_whole(fd, size)
+        self._fd = fd
         self.size = size
         self._slabs: list[mmap.mmap] = []
         # For each chunk, where it is kept, counted in chunks; _EMPTY for one that is all zero.
@@ -60,8 +61,10 @@ class Snapshot:
         """Give the memory back. Nothing can be asked of it afterwards."""
         self._slabs.clear()  # unmapped with its last view, which the traceback of an error may still hold
 
-    def changed(self, fd: int) -> Words:
-        """Pfns of the pages in which a file differs from this, ascending. Each byte of the file is read once."""
+    def changed(self, other: int | None = None) -> Words:
+        """Pfns of the pages in which the file as it is now, or another one, differs from this, ascending. Each byte of
+        it is read once."""
+        fd = self._fd if other is None else other
         require_whole(fd, self.size)
         found = [np.zeros(0, np.uint64)]
         buffer = np.empty(min(CHUNK, self.size) // 8, np.uint64)

@@ -2,7 +2,8 @@
 
 RAM is a memfd that the rig keeps, shared with QEMU: reading the guest's memory is a pread while the VM is
 held, and nothing is left on disk when everybody dies. All connections are socket pairs handed over by
-number, for the same reason.
+number, for the same reason. The RAM of a guest that is gone on with is a memfd, too, but nobody can write to that: QEMU
+has it copy-on-write, and any number of guests can go on from it at a time.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from rig.errors import Cancelled, CouldNotJudge, GuestHung, MachineError, ProtocolError, RigError
 from rig.late import late
@@ -35,9 +36,14 @@ from rig.vm.logs import ThreadLogs
 from rig.vm.shell import Shell
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from rig.memory.clone import ClonedRam
+    from rig.memory.ram import Ram, SharedRam
     from rig.vm.qmp import Qmp
-else:  # while QEMU starts
-    Qmp = late("rig.vm.qmp:Qmp")
+else:  # while QEMU starts, or when it has
+    np, Qmp = late("numpy"), late("rig.vm.qmp:Qmp")
+    ClonedRam, SharedRam = late("rig.memory.clone:ClonedRam"), late("rig.memory.ram:SharedRam")
 
 MONITOR = ("socket,id=monitor,", "chardev=monitor,")  # how the options of a second monitor begin
 QEMU = "qemu-system-x86_64"  # runs the 32-bit guests, too
@@ -108,11 +114,13 @@ class MachineSpec:
 
 @dataclass(frozen=True)
 class Standing:
-    """A guest that stands still, to be gone on with. ram, state: file descriptors of its memory, which becomes the new
-    VM's own, and of all else that QEMU knows of it. line: the serial line that its shell is on."""
+    """A guest that stands still, to be gone on with. ram, state: file descriptors of its memory, which nobody can
+    change, and of all else that QEMU knows of it. hashes: xxh3_64 of each page of its memory. line: the serial line
+    that its shell is on."""
 
     ram: int
     state: int
+    hashes: bytes
     line: str
 
 
@@ -143,7 +151,8 @@ def boot_options(spec: MachineSpec) -> list[tuple[str, str]]:
 
 def argv(spec: MachineSpec, wiring: Wiring, *, waiting: bool = False) -> list[str]:
     """The QEMU command line. Pure. Option and value on one line. waiting: for a guest's state, instead of booting."""
-    ram = f"memory-backend-file,id=ram,size={spec.memory}M,mem-path=/proc/self/fd/{wiring.ram},share=on"
+    share = "off" if waiting else "on"  # off: what is written is this QEMU's own
+    ram = f"memory-backend-file,id=ram,size={spec.memory}M,mem-path=/proc/self/fd/{wiring.ram},share={share}"
     options: list[tuple[str, ...]] = [
         *([("-sandbox", SANDBOX)] if spec.sandbox else []),
         ("-nodefaults",),
@@ -299,10 +308,10 @@ class Vm:
     The thread must live as long as the VM: see launch(). An error that leaves the block gets the last console
     lines and the CPU state, if it has none.
 
-    console (ttyS0), shell (control channel), gdb, qmp, watch, ram_fd, ssh_port and argv are there while it
+    console (ttyS0), shell (control channel), gdb, qmp, watch, ram, ssh_port and argv are there while it
     runs. logs: what QEMU logs, qemu.log in the end; trace_log: where to put a recording; line_logs: to which is added
-    what the serial lines say. ram_fd is the guest's RAM as a file, laid out as ram_ranges() says; it is what the guest
-    sees only while the VM is held.
+    what the serial lines say. ram is the guest's RAM as a file, laid out as ram_ranges() says; it is what the guest
+    sees only while the VM is held. ram_fd: the file that QEMU has mapped as such.
     """
 
     console: Console
@@ -360,6 +369,20 @@ class Vm:
         """Let the VM run on after stop()."""
         self.qmp.execute("cont")
 
+    @functools.cached_property
+    def ram(self) -> Ram:
+        if self._standing is None:
+            return SharedRam(self.ram_fd, self.spec.ram_size)
+        hashes = np.frombuffer(self._standing.hashes, np.uint64)
+        ram = ClonedRam(self.pid, self.ram_fd, hashes, self._lost_memory)
+        self._stack.callback(ram.close)
+        return ram
+
+    def _lost_memory(self) -> NoReturn:
+        self.watch.wait_for_end(2.0)
+        self.watch.check()
+        raise ProtocolError("the guest's memory can't be read: QEMU has not mapped it, and has not ended")
+
     def write_state(self, state: int) -> None:
         """Write all that QEMU knows of the held guest besides its RAM to a file. It stays held.
 
@@ -409,7 +432,8 @@ class Vm:
         qemu_version()
         self.ram_fd = os.dup(self._standing.ram) if self._standing else os.memfd_create("rig-ram")
         stack.callback(os.close, self.ram_fd)
-        os.ftruncate(self.ram_fd, self.spec.ram_size)
+        if self._standing is None:
+            os.ftruncate(self.ram_fd, self.spec.ram_size)
         # Not entered as a context before QEMU's ends are closed: a serial line is at its end when QEMU's is.
         ours, theirs = zip(*(socket.socketpair() for _ in range(4)), strict=True)
         for sock in (*ours, *theirs):
@@ -439,7 +463,9 @@ class Vm:
         except (ProtocolError, GuestHung) as error:
             raise self._start_error(error) from error
         if self._standing:
-            self._migrate("migrate-incoming", self._standing.state)
+            # opened anew: each reads it from its beginning
+            with open(OPEN_FILES / str(self._standing.state), "rb") as state:
+                self._migrate("migrate-incoming", state.fileno())
             self.shell.take_up(self._standing.line)
 
     def _start_error(self, error: RigError) -> MachineError:

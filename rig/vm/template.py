@@ -1,8 +1,9 @@
 """Templates: guests that were booted and armed once and then kept, to be gone on with by any number of runs.
 
 A template is a directory named by its key, which is made of everything that went into it. It holds the guest's RAM,
-what QEMU knows of it besides, what its serial lines said, and what the run that made it learned (`told`). Each run
-takes a copy of the RAM into memory, and holds it against its digest: a damaged template is dropped, not used.
+what QEMU knows of it besides, what its serial lines said, and what the run that made it learned (`told`). Whoever uses
+it takes a copy of the RAM into memory, holds that against its digest - a damaged template is dropped, not used - and
+seals it (memfd_create(2)): nobody can change it any more, and all runs of a process go on from one copy.
 
 Every reader holds a shared flock(2) on the directory, whoever makes or drops one an exclusive one, so that what a
 killed rig leaves is known by having no lock and no seal.
@@ -16,6 +17,7 @@ import functools
 import hashlib
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -32,18 +34,21 @@ from rig.vm.qemu import Standing, Vm
 LIMIT = 4 << 30  # bytes of disk that all templates together may take
 # A template is one boot: its kernel lies where KASLR put it then. Each day gets others.
 MAX_AGE = 24 * 3600.0  # seconds
-RAM, STATE, TOLD = "ram", "state", "told.json"
-_STATE_LIMIT = 256 << 20  # bytes: devices' state is a MiB or two, with the VGA's 16 MiB of memory
+RAM, STATE, HASHES, TOLD = "ram", "state", "hashes", "told.json"
+_LIMIT = 256 << 20  # bytes of a file but RAM: devices' state is a MiB or two, with the VGA's 16 MiB of memory
+_SEALED = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 
 
 @dataclass(frozen=True)
 class Seal:
-    """What of a template was written last, and makes it one. size: of its RAM. ram, state: digests. line: its shell's
-    serial line. logs: what the serial lines said, by file name. told: of whoever made it, JSON."""
+    """What of a template was written last, and makes it one. size: of its RAM. ram, state, hashes: digests of
+    the files. line: its shell's serial line. logs: what the serial lines said, by file name. told: of whoever made it,
+    JSON."""
 
     size: int
     ram: str
     state: str
+    hashes: str
     line: str
     logs: Mapping[str, bytes]
     told: bytes
@@ -75,6 +80,39 @@ def _code() -> str:
     return digest.hexdigest()
 
 
+class _InUse:
+    """The templates that this process has in memory, each once for all of its runs."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._templates: dict[Path, tuple[Template, int]] = {}  # and how many use it
+
+    @contextlib.contextmanager
+    def taken(self, directory: Path, load: Callable[[], Template | None]) -> Iterator[Template | None]:
+        """load: called when nobody else uses it."""
+        with self._lock:  # also while it is loaded: whoever wants the same waits, and then has it
+            template, users = self._templates.get(directory) or (load(), 0)
+            if template is not None:
+                self._templates[directory] = template, users + 1
+        try:
+            yield template
+        finally:
+            if template is not None:
+                self._give_back(directory)
+
+    def _give_back(self, directory: Path) -> None:
+        with self._lock:
+            template, users = self._templates.pop(directory)
+            if users > 1:
+                self._templates[directory] = template, users - 1
+            else:
+                os.close(template.standing.ram)
+                os.close(template.standing.state)
+
+
+_IN_USE = _InUse()
+
+
 class Templates:
     """All templates below a directory. limit: bytes of disk."""
 
@@ -86,41 +124,46 @@ class Templates:
     @contextlib.contextmanager
     def find(self, key: str, tell: Callable[[str], None]) -> Iterator[Template | None]:
         """The template in memory, verified; None when there is none that can be used. tell: why it was dropped."""
-        with contextlib.ExitStack() as stack:
-            directory = self._root / key
-            template = None
-            with _locked(directory, fcntl.LOCK_SH) as lock:
-                if lock is not None:
-                    try:
-                        template = self._load(directory, stack)
-                    except (msgspec.DecodeError, EvidenceError) as problem:
-                        tell(f"the template {key} is damaged ({problem}): it is made anew")
-                    except FileNotFoundError:
-                        pass  # never completed, or dropped by another rig
-                    except OSError as problem:
-                        tell(f"the template {key} can't be read ({problem.strerror}): it is made anew")
-                    else:
-                        os.utime(directory)  # by which the least recently used one is known
-            if template is None:
+        directory = self._root / key
+        with _IN_USE.taken(directory, lambda: self._found(directory, tell)) as template:
+            if template is not None and 0 <= time.time() - template.made < self._max_age:
+                yield template
+            else:
                 self.drop(key)
-            yield template
+                yield None
 
-    def _load(self, directory: Path, stack: contextlib.ExitStack) -> Template | None:
+    def _found(self, directory: Path, tell: Callable[[str], None]) -> Template | None:
+        with _locked(directory, fcntl.LOCK_SH) as lock:
+            if lock is None:
+                return None
+            try:
+                template = self._load(directory)
+                os.utime(directory)  # by which the least recently used one is known
+            except (msgspec.DecodeError, EvidenceError) as problem:
+                tell(f"the template {directory.name} is damaged ({problem}): it is made anew")
+            except FileNotFoundError:
+                pass  # never completed, or dropped by another rig
+            except OSError as problem:
+                tell(f"the template {directory.name} can't be read ({problem.strerror}): it is made anew")
+            else:
+                return template
+            return None
+
+    def _load(self, directory: Path) -> Template:
         seal = msgspec.json.decode((directory / TOLD).read_bytes(), type=Seal)
         made = (directory / TOLD).stat().st_mtime
-        if not 0 <= time.time() - made < self._max_age:
-            return None
-        ram, state = (_memory(stack, f"rig-{name}") for name in (RAM, STATE))
-        with (directory / RAM).open("rb") as source:
-            digest = _copy(source.fileno(), ram, seal.size)
-        if digest != seal.ram:
-            raise EvidenceError("its RAM is not what was written")
-        content = read_file(directory, STATE, _STATE_LIMIT)
-        if xxhash.xxh3_128_hexdigest(content) != seal.state:
-            raise EvidenceError("its state is not what was written")
-        os.write(state, content)
-        os.lseek(state, 0, os.SEEK_SET)
-        return Template(directory.name, made, Standing(ram, state, seal.line), seal.logs, seal.told)
+        with contextlib.ExitStack() as stack:
+            ram, state = (_memory(stack, f"rig-{name}") for name in (RAM, STATE))
+            with (directory / RAM).open("rb") as source:
+                digest = _copy(source.fileno(), ram, seal.size)
+            if digest != seal.ram:
+                raise EvidenceError("its RAM is not what was written")
+            os.write(state, _whole(directory, STATE, seal.state))
+            for descriptor in (ram, state):
+                fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALED)
+            standing = Standing(ram, state, _whole(directory, HASHES, seal.hashes), seal.line)
+            stack.pop_all()  # they are closed by whoever is the last to use the template
+        return Template(directory.name, made, standing, seal.logs, seal.told)
 
     @contextlib.contextmanager
     def making(self, key: str) -> Iterator[Making | None]:
@@ -172,8 +215,12 @@ class Making:
             vm.write_state(file.fileno())
             file.seek(0)
             state = xxhash.xxh3_128_hexdigest(file.read())
+        with contextlib.closing(vm.ram.capture()) as captured:
+            content = captured.hashes().tobytes()
+        (self._directory / HASHES).write_bytes(content)
+        hashes = xxhash.xxh3_128_hexdigest(content)
         logs = {path.name: path.read_bytes() for path in vm.line_logs}
-        seal = Seal(vm.spec.ram_size, ram, state, vm.shell.line.name, logs, told)
+        seal = Seal(vm.spec.ram_size, ram, state, hashes, vm.shell.line.name, logs, told)
         write_anew(self._directory / TOLD, msgspec.json.encode(seal))
         self.complete = True
         fcntl.flock(self._lock, fcntl.LOCK_SH)  # from now on others may read it
@@ -219,8 +266,16 @@ def _copy(source: int, target: int, size: int) -> str:
     return digest.hexdigest()
 
 
+def _whole(directory: Path, name: str, digest: str) -> bytes:
+    content = read_file(directory, name, _LIMIT)
+    if xxhash.xxh3_128_hexdigest(content) != digest:
+        raise EvidenceError(f"its {name} is not what was written")
+    return content
+
+
 def _memory(stack: contextlib.ExitStack, name: str) -> int:
-    descriptor = os.memfd_create(name)
+    """A file in memory, which can be sealed."""
+    descriptor = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     stack.callback(os.close, descriptor)
     return descriptor
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from rig.errors import GuestDied, ProtocolError
+from rig.model import PAGE_SIZE
 from rig.vm.deadline import Deadline
 from rig.vm.qemu import MachineSpec, Standing, Vm
 from rig.vm.template import RAM, STATE, TOLD, Template, Templates
@@ -23,7 +24,7 @@ KEY = "0123"
 
 
 def counter(vm: Vm) -> int:
-    return int.from_bytes(os.pread(vm.ram_fd, 4, COUNTER), "little")
+    return int.from_bytes(vm.ram.read(4, COUNTER), "little")
 
 
 def wait_for_count(vm: Vm, above: int) -> None:
@@ -86,7 +87,7 @@ def test_a_state_that_is_none_is_refused(make_spec: MakeSpec) -> None:
         os.ftruncate(ram, spec.ram_size)
         os.write(state, b"no state of any machine")
         os.lseek(state, 0, os.SEEK_SET)
-        standing = Standing(ram, state, "ttyS1")
+        standing = Standing(ram, state, bytes(spec.ram_size // PAGE_SIZE * 8), "ttyS1")
         # QEMU 7.2 ends, others may say why
         with pytest.raises((GuestDied, ProtocolError), match="migrate"), Vm(spec, standing=standing):
             pass
