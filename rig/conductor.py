@@ -365,7 +365,7 @@ class _Run(Run):
             if vm.spec.accel == "tcg":
                 self.stop_at(vm, gdb, image.start, deadline)
             else:
-                tracing.stepped(vm, vm.trace_log, image.start, deadline)
+                tracing.stepped(vm, image.start, deadline, self.add_recording)
             self.inject(vm, gdb, recorder, Checkpoint.HANDOVER)
             self.capture(vm, recorder, Checkpoint.HANDOVER)
             if record:

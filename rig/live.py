@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gzip
 import random
 import secrets
@@ -203,30 +204,21 @@ class Run:
     def recorded(self, vm: Vm, *, join: bool = False) -> Iterator[None]:
         """Every instruction that is executed meanwhile is recorded, and kept even when the guest dies on it.
 
-        Under TCG by QEMU; elsewhere this only keeps what rig.vm.tracing.stepped writes. join: it goes on where the
-        last recording ended.
+        Under TCG by QEMU; elsewhere nothing is, but for what is stepped. join: it goes on where the last recording
+        ended.
         """
-        try:
-            with tracing.logged(vm, vm.trace_log) if vm.spec.accel == "tcg" else contextlib.nullcontext():
-                yield
-        finally:
-            if vm.trace_log.exists():
-                self.add_recording(vm.trace_log.read_text(errors="replace"), join=join)
-                vm.trace_log.unlink()
+        take = functools.partial(self.add_recording, join=join)
+        with tracing.logged(vm, take) if vm.spec.accel == "tcg" else contextlib.nullcontext():
+            yield
 
     @contextlib.contextmanager
     def unrecorded(self, vm: Vm, what: str) -> Iterator[None]:
         """What is executed meanwhile is not recorded, but for interrupts: the recording says so, and `what` it was."""
         self.add_recording(trace.gap(what), join=True)
-        try:
-            with tracing.events_logged(vm, vm.trace_log):
-                yield
-        finally:
-            if vm.trace_log.exists():
-                self.add_recording(vm.trace_log.read_text(errors="replace"), join=True)
-                vm.trace_log.unlink()
+        with tracing.events_logged(vm, functools.partial(self.add_recording, join=True)):
+            yield
 
-    def add_recording(self, text: str, *, join: bool) -> None:
+    def add_recording(self, text: str, *, join: bool = False) -> None:
         """A new part of the recording, or more of the last one."""
         if join:
             text = self.parts.pop() + text

@@ -17,12 +17,12 @@ from rig.model import LoadKind, RunPlan, Until
 # In the order in which a run comes to need them. What these import themselves is not listed.
 _DRIVING = ("rig.recorder", "rig.memory.image", "rig.hold", "rig.vm.tracing", "rig.kernel.exception", "rig.survey")
 _WAYS = {LoadKind.PLAIN: ("rig.plain",), LoadKind.JUMP: ("rig.jump",)}
-_JUDGING = ("rig.judge", "rig.memory.packed", "rig.memory.vmcore", "elftools.elf.elffile")
+_JUDGING = ("rig.judge", "rig.memory.packed")
 _REPORTING = (
     *("rig.report.html", "rig.report.html.render:compile_templates", "rig.report.listing"),
     *("rig.report.site", "rig.report.text", "rich.console"),
 )
-_DUMPING = ("rig.dump",)  # of a crash only, and the slowest: last
+_DUMPING = ("rig.memory.vmcore", "elftools.elf.elffile", "rig.dump")  # of a crash only, and the slowest: last
 
 
 def modules(plan: RunPlan) -> Sequence[str]:

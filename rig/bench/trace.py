@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 from rig import trace
 from rig.bench.figures import Bound, Figure, Samples
-from rig.bench.setting import Bare, Bench, booted, scratch, timed
+from rig.bench.setting import Bare, Bench, booted, timed
 from rig.errors import GuestError, MachineError
 from rig.guest.arming import Self
 from rig.kernel.symbols import MACHINE_KEXEC, PANIC_SYMBOLS
@@ -43,10 +42,10 @@ def measure(bench: Bench) -> list[Figure]:
     """Of the last guest."""
     plan = bench.plans[-1]
     bench.say(f"trace: {plan.guest.name} boots, to be panicked")
-    with booted(bench, plan) as bare, scratch() as folder:
+    with booted(bench, plan) as bare:
         if bare.artefacts.machine.accel != "tcg":
             raise MachineError("QEMU records instructions under TCG only", hint="give --accel tcg")
-        found = _panic(bench, bare, bare.arm(bench), folder)
+        found = _panic(bench, bare, bare.arm(bench))
     return figures(bench, plan, found)
 
 
@@ -65,7 +64,7 @@ def figures(bench: Bench, plan: RunPlan, found: Recorded) -> list[Figure]:
     ]
 
 
-def _panic(bench: Bench, bare: Bare, known: Self, folder: Path) -> Recorded:
+def _panic(bench: Bench, bare: Bare, known: Self) -> Recorded:
     """From `panic` to machine_kexec it is recorded, from there on stepped."""
     vm = bare.vm
     name = next((each for each in PANIC_SYMBOLS if each in known.symbols), None)
@@ -78,13 +77,13 @@ def _panic(bench: Bench, bare: Bare, known: Self, folder: Path) -> Recorded:
         stop = gdb.wait_stop(bench.deadline("the panic"))
         gdb.remove_breakpoint(known.symbols[name])
         bench.say("trace: recording")
-        path = folder / "trace.log"
+        parts: list[str] = []
         started = time.perf_counter()
-        with tracing.logged(vm, path):
+        with tracing.logged(vm, parts.append):
             gdb.set_breakpoint(known.symbols[MACHINE_KEXEC])
             gdb.continue_until_stop(bench.deadline(MACHINE_KEXEC))
             gdb.remove_breakpoint(known.symbols[MACHINE_KEXEC])
-        text = path.read_text(errors="replace")
+        (text,) = parts
         recording = time.perf_counter() - started
         bench.say("trace: single steps")
         stepping = timed(lambda: _step(bench, gdb)) / STEPS

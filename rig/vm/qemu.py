@@ -309,9 +309,9 @@ class Vm:
     lines and the CPU state, if it has none.
 
     console (ttyS0), shell (control channel), gdb, qmp, watch, ram, ssh_port and argv are there while it
-    runs. logs: what QEMU logs, qemu.log in the end; trace_log: where to put a recording; line_logs: to which is added
-    what the serial lines say. ram is the guest's RAM as a file, laid out as ram_ranges() says; it is what the guest
-    sees only while the VM is held. ram_fd: the file that QEMU has mapped as such.
+    runs. logs: what QEMU logs, qemu.log in the end; line_logs: to which is added what the serial lines say. ram is the
+    guest's RAM as a file, laid out as ram_ranges() says; it is what the guest sees only while the VM is held. ram_fd:
+    the file that QEMU has mapped as such.
     """
 
     console: Console
@@ -331,7 +331,6 @@ class Vm:
         self._migration: queue.SimpleQueue[str] = queue.SimpleQueue()
         self.watch = Watch(cancel, self._tail)
         self.logs = ThreadLogs(spec.run_dir / QEMU_LOGS)
-        self.trace_log = spec.run_dir / "trace.log"
         self.line_logs = (spec.run_dir / "console.log", spec.run_dir / "control.log")
         self._stderr = spec.run_dir / "qemu.stderr"
         self._process: subprocess.Popen[bytes] | None = None

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 
 from rig.disassembly import length, width
 from rig.errors import Cancelled, GuestError, ProtocolError
@@ -21,6 +20,8 @@ from rig.vm.deadline import Deadline
 from rig.vm.logs import Marks
 from rig.vm.qemu import LOG_ALWAYS, Vm
 
+Take = Callable[[str], None]  # given a recording
+
 _TRACE = "exec,cpu,in_asm,int,nochain"
 _EVENTS = "int"  # interrupts and exceptions only
 # One instruction for each translation block: named so since QEMU 8.1, before that as the second says.
@@ -30,8 +31,8 @@ _LOOK = 0.1  # seconds between two looks at its size
 
 
 @contextlib.contextmanager
-def events_logged(vm: Vm, path: Path) -> Iterator[None]:
-    """Have QEMU write the interrupts and exceptions that its CPUs take into `path`, over TCG, but no instruction.
+def events_logged(vm: Vm, take: Take) -> Iterator[None]:
+    """Have QEMU record the interrupts and exceptions that its CPUs take, over TCG, but no instruction.
 
     What runs meanwhile runs fast: it is translated as usual, and again once it is recorded. The VM must be held.
     """
@@ -42,14 +43,14 @@ def events_logged(vm: Vm, path: Path) -> Iterator[None]:
     finally:
         with contextlib.suppress(GuestError, ProtocolError):
             _command(vm, f"log {LOG_ALWAYS}")
-        path.write_text(together(vm.logs.take(marks, RECORDING_LIMIT)))
+        take(together(vm.logs.take(marks, RECORDING_LIMIT)))
 
 
 @contextlib.contextmanager
-def logged(vm: Vm, path: Path) -> Iterator[None]:
+def logged(vm: Vm, take: Take) -> Iterator[None]:
     """Have QEMU record all that its CPUs execute, over TCG, until the context ends. The VM must be held at both ends.
 
-    It is in `path` then, one CPU after the other. A recording that reaches its limit ends there, with rig.trace.CUT
+    `take` is given it then, one CPU after the other. A recording that reaches its limit ends there, with rig.trace.CUT
     as its last line; the guest goes on.
     """
     switch = _switch(vm)
@@ -69,7 +70,7 @@ def logged(vm: Vm, path: Path) -> Iterator[None]:
             _command(vm, f"log {LOG_ALWAYS}")
             _command(vm, f"{switch} off")
         cut = vm.logs.grown(marks) >= RECORDING_LIMIT
-        path.write_text(together(vm.logs.take(marks, RECORDING_LIMIT)) + (f"\n{CUT}\n" if cut else ""))
+        take(together(vm.logs.take(marks, RECORDING_LIMIT)) + (f"\n{CUT}\n" if cut else ""))
 
 
 def together(parts: Sequence[str]) -> str:
@@ -92,8 +93,8 @@ def _guard(vm: Vm, switch: str, marks: Marks, done: threading.Event) -> None:
             return
 
 
-def stepped(vm: Vm, path: Path, until: int, deadline: Deadline) -> None:
-    """Step the CPU that the debugger holds up to address `until`, and write what it executes into `path`.
+def stepped(vm: Vm, until: int, deadline: Deadline, take: Take) -> None:
+    """Step the CPU that the debugger holds up to address `until`. `take` is given what it executed, however that ends.
 
     Slow: a millisecond and more an instruction, and as often for each iteration of a string instruction. Other CPUs
     stand still meanwhile. A step that leaves every register as it was, the instruction pointer too, is not written: on
@@ -101,15 +102,18 @@ def stepped(vm: Vm, path: Path, until: int, deadline: Deadline) -> None:
     a jump to itself does so, and is written once). Raises GuestDied, GuestHung.
     """
     stop, before = vm.gdb.where, ""
-    with path.open("w", encoding="ascii") as out:
+    parts: list[str] = []
+    try:
         while stop.pc != until:
             deadline.check(console=vm.watch.tail())
             text = vm.registers_text().split(f"CPU#{stop.cpu}", 1)[1].split("CPU#", 1)[0]
             if text != before:
                 code = _code(vm, registers.parse_one(stop.cpu, text))
-                out.write(f"----------------\nIN: \n0x{stop.pc:x}:  {code.hex(' ')}\n\n")
-                out.write(f"Trace {stop.cpu}: step [0/{stop.pc:x}/] \n{text}")
+                parts.append(f"----------------\nIN: \n0x{stop.pc:x}:  {code.hex(' ')}\n\n")
+                parts.append(f"Trace {stop.cpu}: step [0/{stop.pc:x}/] \n{text}")
             stop, before = vm.gdb.step(), text
+    finally:
+        take("".join(parts))
 
 
 def _code(vm: Vm, cpu: CpuState) -> bytes:
