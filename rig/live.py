@@ -12,7 +12,7 @@ import threading
 import time
 import traceback
 import zlib
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -253,7 +253,7 @@ class Run:
             self.listener(f"note: why the guest died in the hand-over can't be seen in full: {problem.message}")
 
     def capture(
-        self, vm: Vm, recorder: Recorder, checkpoint: Checkpoint, leave_out: Container[int] | Range | None = None
+        self, vm: Vm, recorder: Recorder, checkpoint: Checkpoint, leave_out: Collection[int] | Range | None = None
     ) -> None:
         """Registers and memory of the held machine. leave_out: pages (physical addresses) that are not kept."""
         assert self.facts.mode is not None

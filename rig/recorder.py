@@ -9,7 +9,7 @@ over QMP as well and must equal RAM's: a capture that looks at the wrong memory 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from rig.evidence import DIED, EvidenceWriter
 from rig.memory.image import FileRange, PagesMemory, RangesMemory
 from rig.memory.physical import VGA_TEXT, Memory
 from rig.memory.ram import Capture, Ram
+from rig.memory.snapshot import Pages
 from rig.model import PAGE_SIZE, Checkpoint, Range
 
 RamRange = tuple[int, int, int]  # physical start, size, offset in the file
@@ -64,7 +65,7 @@ class Recorder:
         """RAM as it was at a checkpoint (or DIED) that was captured, in full (but for what `leave_out` left out)."""
         return PagesMemory(self._deltas.get(checkpoint, {}), fallback=self.at_panic)
 
-    def capture(self, checkpoint: Checkpoint, leave_out: Container[int] | Range = ()) -> None:
+    def capture(self, checkpoint: Checkpoint, leave_out: Collection[int] | Range = ()) -> None:
         """Take memory as it is. The first capture is the one that all others are compared with.
 
         leave_out: physical addresses of pages of which nothing is kept (the crash region, once the crash kernel runs
@@ -83,16 +84,29 @@ class Recorder:
         """Take memory as it is, of a guest that died in the hand-over. `panic` must have been captured."""
         self._deltas[DIED] = self._differing({}, ())
 
-    def _differing(self, vga: Mapping[int, bytes], leave_out: Container[int] | Range) -> dict[int, bytes]:
+    def _differing(self, vga: Mapping[int, bytes], leave_out: Collection[int] | Range) -> dict[int, bytes]:
         """What differs from the first capture now, by pfn."""
         pages = {pfn: page for pfn, page in vga.items() if page != self._vga[pfn]}
-        changed = self._first.changed()
+        changed = self._first.changed(self._pages(leave_out))
         for held in self._ranges:
             inside = changed[(changed * PAGE_SIZE >= held.offset) & (changed * PAGE_SIZE < held.offset + held.size)]
             for index in inside.tolist():
                 address = index * PAGE_SIZE - held.offset + held.start
-                if address not in leave_out:
-                    pages[address // PAGE_SIZE] = self._ram.read(PAGE_SIZE, index * PAGE_SIZE)
+                pages[address // PAGE_SIZE] = self._ram.read(PAGE_SIZE, index * PAGE_SIZE)
+        return pages
+
+    def _pages(self, wanted: Collection[int] | Range) -> Pages:
+        """Physical addresses as pages of RAM as a file."""
+        pages = np.zeros(self._ram.size // PAGE_SIZE, np.bool_)
+        if isinstance(wanted, Range):
+            addresses = np.arange(
+                -(-wanted.start // PAGE_SIZE) * PAGE_SIZE, wanted.last + 1, PAGE_SIZE, dtype=np.uint64
+            )
+        else:
+            addresses = np.fromiter(wanted, np.uint64, len(wanted))
+        for held in self._ranges:
+            inside = addresses[(addresses >= held.start) & (addresses < held.start + held.size)]
+            pages[(inside - held.start + held.offset) // PAGE_SIZE] = True
         return pages
 
     def differing(self, addresses: Iterable[int]) -> dict[int, bytes]:

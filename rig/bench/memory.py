@@ -87,7 +87,7 @@ def _comparison(bench: Bench, before: int, after: int, megabytes: int) -> list[F
     snapshot = Snapshot(before, megabytes * MIB)
 
     def ours() -> None:
-        found = snapshot.changed(after).tolist()
+        found = snapshot.changed(other=after).tolist()
         if found != [megabytes * MIB // PAGE_SIZE - 1]:
             raise EvidenceError(f"the comparison found the pages {found} to differ, and not the last one alone")
 
@@ -173,7 +173,7 @@ def _all_of(bench: Bench, image: int, size: int) -> Callable[[], None]:
     def act() -> None:
         snapshot = Snapshot(image, size)
         bench.check()  # of a large image each of these takes seconds
-        changed = snapshot.changed(image)
+        changed = snapshot.changed(other=image)
         bench.check()
         if len(changed) or len(snapshot.hashes()) != size // PAGE_SIZE:
             raise EvidenceError("an image differs from itself")

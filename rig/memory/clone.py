@@ -15,10 +15,9 @@ from typing import IO, NoReturn
 
 import numpy as np
 import xxhash
-from numpy.typing import NDArray
 
 from rig.memory.image import FileRange, RangesMemory, read_all
-from rig.memory.snapshot import Words
+from rig.memory.snapshot import Pages, Words
 from rig.model import PAGE_SIZE
 
 _WORDS = PAGE_SIZE // 8
@@ -64,11 +63,11 @@ class ClonedRam:
     def capture(self) -> ClonedCapture:
         return ClonedCapture(self)
 
-    def own(self) -> NDArray[np.bool_]:
+    def own(self) -> Pages:
         """Of each page whether it was written to since the template was made."""
         entries = np.empty(self.size // PAGE_SIZE, np.uint64)
         self._fill(self._pagemap, entries, self._base // PAGE_SIZE * _ENTRY)
-        own: NDArray[np.bool_] = (entries & _IN_MEMORY != 0) & (entries & _OF_A_FILE == 0)
+        own: Pages = (entries & _IN_MEMORY != 0) & (entries & _OF_A_FILE == 0)
         return own
 
     def pages(self, pfns: Words) -> Words:
@@ -103,9 +102,10 @@ class ClonedCapture:
         """Give the memory back. Nothing can be asked of it afterwards."""
         del self._pages
 
-    def changed(self) -> Words:
+    def changed(self, left_out: Pages | None = None) -> Words:
         """As rig.memory.ram.Capture."""
-        candidates = _pfns(self._ram.own() | self._own)
+        own = self._ram.own() | self._own
+        candidates = _pfns(own if left_out is None else own & ~left_out)
         found = [np.zeros(0, np.uint64)]
         for start in range(0, len(candidates), _BATCH):
             batch = candidates[start : start + _BATCH]
@@ -144,7 +144,7 @@ class ClonedCapture:
         return found
 
 
-def _pfns(pages: NDArray[np.bool_]) -> Words:
+def _pfns(pages: Pages) -> Words:
     """Which they are, ascending."""
     return np.flatnonzero(pages).astype(np.uint64)
 

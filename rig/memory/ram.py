@@ -7,14 +7,17 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from rig.memory.image import FileRange, RangesMemory
-from rig.memory.snapshot import Snapshot, Words
+from rig.memory.snapshot import Pages, Snapshot, Words
 
 
 class Capture(Protocol):
     """RAM as it was when this was made. Owns memory until close()."""
 
-    def changed(self) -> Words:
-        """Pfns (counted in RAM as a file) of the pages in which RAM differs from this now, ascending."""
+    def changed(self, left_out: Pages | None = None) -> Words:
+        """Pfns (counted in RAM as a file) of the pages in which RAM differs from this now, ascending.
+
+        left_out: those that are of no interest; where they are many, they are not read.
+        """
 
     def hashes(self) -> Words:
         """xxh3_64 of each page."""

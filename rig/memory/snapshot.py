@@ -21,6 +21,7 @@ from rig.memory.image import ZERO_PAGE, FileRange, RangesMemory, read_all, requi
 from rig.model import PAGE_SIZE
 
 Words = NDArray[np.uint64]
+Pages = NDArray[np.bool_]  # of each page of a memory, whether it is one of them
 
 _WORDS = PAGE_SIZE // 8
 _ZERO_HASH = xxhash.xxh3_64_intdigest(ZERO_PAGE)
@@ -61,14 +62,16 @@ class Snapshot:
         """Give the memory back. Nothing can be asked of it afterwards."""
         self._slabs.clear()  # unmapped with its last view, which the traceback of an error may still hold
 
-    def changed(self, other: int | None = None) -> Words:
+    def changed(self, left_out: Pages | None = None, *, other: int | None = None) -> Words:
         """Pfns of the pages in which the file as it is now, or another one, differs from this, ascending. Each byte of
-        it is read once."""
+        it is read once, but for chunks that are left out altogether."""
         fd = self._fd if other is None else other
         require_whole(fd, self.size)
         found = [np.zeros(0, np.uint64)]
         buffer = np.empty(min(CHUNK, self.size) // 8, np.uint64)
         for start in self._unless_both_empty(fd):
+            if left_out is not None and left_out[start // PAGE_SIZE :][: CHUNK // PAGE_SIZE].all():
+                continue
             now = buffer[: self._length(start) // 8]
             read_all(fd, now.view(np.uint8), start)
             slot = int(self._slot[start // CHUNK])
@@ -80,7 +83,8 @@ class Snapshot:
                     continue
                 differs = (now != before).reshape(-1, _WORDS).any(axis=1)
             found.append(np.flatnonzero(differs).astype(np.uint64) + np.uint64(start // PAGE_SIZE))
-        return np.concatenate(found)
+        pages = np.concatenate(found)
+        return pages if left_out is None else pages[~left_out[pages]]
 
     def hashes(self) -> Words:
         """xxh3_64 of each page."""

@@ -112,6 +112,8 @@ def test_many_changes_are_found_as_by_reading_everything(cloned: Cloned) -> None
         cloned.write(page, chance.randrange(PAGE_SIZE), b"y")
     differs = [page for page, (then, now) in enumerate(zip(before, cloned.hashes(), strict=True)) if then != now]
     assert capture.changed().tolist() == differs
+    left_out = np.arange(PAGES) < 300
+    assert capture.changed(left_out).tolist() == [page for page in differs if page >= 300]
     assert 200 < len(differs) < PAGES
 
 

@@ -42,9 +42,9 @@ def test_changed_pages_across_chunks(made: Made) -> None:
     for offset in (0, PAGE_SIZE - 1, 255 * PAGE_SIZE, 256 * PAGE_SIZE, 3 * MIB + PAGE_SIZE - 1):
         after[offset] ^= 1
     a, b = made(len(before), {0: bytes(before)}), made(len(before), {0: bytes(after)})
-    assert Snapshot(a, len(before)).changed(b).tolist() == [0, 255, 256, 768]
-    assert Snapshot(a, len(before)).changed(a).tolist() == []
-    assert Snapshot(a, 2 * MIB).changed(b).tolist() == [0, 255, 256]
+    assert Snapshot(a, len(before)).changed(other=b).tolist() == [0, 255, 256, 768]
+    assert Snapshot(a, len(before)).changed(other=a).tolist() == []
+    assert Snapshot(a, 2 * MIB).changed(other=b).tolist() == [0, 255, 256]
 
 
 def test_it_stays_as_the_file_was(made: Made) -> None:
@@ -55,7 +55,7 @@ def test_it_stays_as_the_file_was(made: Made) -> None:
     os.pwrite(fd, b"x", 2 * MIB + 5)
     os.ftruncate(fd, len(content) - PAGE_SIZE)
     os.ftruncate(fd, len(content))  # the last page is a hole now
-    assert snapshot.changed(fd).tolist() == [3, 4, 5, 6, 7, 512, 768]
+    assert snapshot.changed(other=fd).tolist() == [3, 4, 5, 6, 7, 512, 768]
     memory = snapshot.memory([FileRange(0, len(content), 0)])
     assert memory.read(0, len(content)) == content
     assert memory.read(2 * MIB - 3, 6) == content[2 * MIB - 3 : 2 * MIB] + bytes(3)
@@ -79,14 +79,14 @@ def test_sizes_around_chunks_and_slabs(made: Made, size: int) -> None:
     content = np.arange(size // 4, dtype=np.uint32).tobytes()  # no two pages are the same
     fd = made(size, {0: content})
     snapshot = Snapshot(fd, size)
-    assert (len(snapshot.changed(fd)), len(snapshot.hashes())) == (0, size // PAGE_SIZE)
+    assert (len(snapshot.changed(other=fd)), len(snapshot.hashes())) == (0, size // PAGE_SIZE)
     assert snapshot.memory([FileRange(0, size, 0)]).read(0, size) == content
 
 
 def test_a_torn_image_is_told(made: Made) -> None:
     whole, torn = made(2 * MIB, {}), made(MIB + 5, {})
     with pytest.raises(EvidenceError, match="ends at 0x100005, 0x200000 or more was expected"):
-        Snapshot(whole, 2 * MIB).changed(torn)
+        Snapshot(whole, 2 * MIB).changed(other=torn)
     with pytest.raises(EvidenceError, match="ends at 0x100005"):
         Snapshot(torn, 2 * MIB)
 
@@ -98,9 +98,9 @@ def test_what_was_never_written_costs_nothing(made: Made) -> None:
     a = made(size, {5 * PAGE_SIZE: b"a", 300 * PAGE_SIZE: b"x"})
     b = made(size, {5 * PAGE_SIZE: b"b", 300 * PAGE_SIZE: b"x", last * PAGE_SIZE: b"y"})
     snapshot = Snapshot(a, size)
-    assert snapshot.changed(b).tolist() == [5, last]
-    assert Snapshot(b, size).changed(a).tolist() == [5, last]
-    assert Snapshot(b, size).changed(b).tolist() == []
+    assert snapshot.changed(other=b).tolist() == [5, last]
+    assert Snapshot(b, size).changed(other=a).tolist() == [5, last]
+    assert Snapshot(b, size).changed(other=b).tolist() == []
     assert snapshot.kept == 2 * MIB
 
 
