@@ -85,8 +85,8 @@ def run(
     A run's own trouble ends in a result with verdict "error". Raises RequestError for what was asked wrongly, and
     Cancelled; then nothing is left behind, neither processes nor files.
     """
-    with _writing(plan, options) as writer:
-        return _conclude(writer, _Run(plan, options, writer, listener, cancel, stop).perform())
+    with contextlib.ExitStack() as afterwards, _writing(plan, options) as writer:
+        return _conclude(writer, _Run(plan, options, writer, listener, cancel, stop, afterwards).perform())
 
 
 def record(plan: RunPlan, options: Options, failure: Failure, trace: str = "") -> tuple[RunResult, Path]:

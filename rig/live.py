@@ -106,12 +106,15 @@ class Run:
         listener: Listener,
         cancel: threading.Event,
         stop: StopAt | None = None,
+        afterwards: contextlib.ExitStack | None = None,
     ) -> None:
+        """afterwards: what is to be done when all has been judged."""
         self.plan = plan
         self.options = options
         self.writer = writer
         self.listener = listener
         self.cancel = cancel
+        self.afterwards = afterwards
         self.stop = stop  # where the user wants to have the guest held
         self.token = secrets.token_hex(TOKEN_BYTES)
         self.guest_ended = False  # the guest reset, triple-faulted or powered off

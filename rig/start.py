@@ -76,6 +76,7 @@ def _started(run: Run, artefacts: Artefacts, stack: contextlib.ExitStack) -> Vm:
     monitor = run.stop.monitor if run.stop is not None else None
     standing = artefacts.template.standing if artefacts.template is not None else None
     stack.enter_context(warmed_up(modules(run.plan)))
-    vm = stack.enter_context(Vm(replace(artefacts.machine, monitor=monitor), cancel=run.cancel, standing=standing))
+    machine = replace(artefacts.machine, monitor=monitor)
+    vm = stack.enter_context(Vm(machine, cancel=run.cancel, standing=standing, afterwards=run.afterwards))
     run.learn(environment={**run.facts.environment, "argv": list(vm.argv)})
     return vm

@@ -323,10 +323,17 @@ class Vm:
     argv: list[str]
 
     def __init__(
-        self, spec: MachineSpec, *, cancel: threading.Event | None = None, standing: Standing | None = None
+        self,
+        spec: MachineSpec,
+        *,
+        cancel: threading.Event | None = None,
+        standing: Standing | None = None,
+        afterwards: contextlib.ExitStack | None = None,
     ) -> None:
-        """standing: instead of booting, QEMU takes up this guest, which then is held."""
+        """standing: instead of booting, QEMU takes up this guest, which then is held. afterwards: where to wait for
+        QEMU's end, if not on exit: the system takes some time to take back a guest's memory."""
         self.spec = spec
+        self._afterwards = afterwards
         self._standing = standing
         self._migration: queue.SimpleQueue[str] = queue.SimpleQueue()
         self.watch = Watch(cancel, self._tail)
@@ -481,7 +488,10 @@ class Vm:
     def _reap(self, process: subprocess.Popen[bytes]) -> None:
         """SIGKILL loses nothing: RAM is a memfd, the disk was read, and qemu.log is flushed line by line."""
         process.kill()
-        process.wait()
+        if self._afterwards is not None:
+            self._afterwards.callback(process.wait)
+        else:
+            process.wait()
 
     def _keep_log(self) -> None:
         (self.spec.run_dir / QEMU_LOG).write_text(self.logs.rest())

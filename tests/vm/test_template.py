@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
+import signal
 import struct
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import xxhash
 
 from rig.errors import GuestDied, ProtocolError
 from rig.model import PAGE_SIZE
@@ -75,6 +78,93 @@ def test_each_clone_goes_on_where_the_original_was_kept(
             assert counter(vm) == count
             vm.cont()
             wait_for_count(vm, count + 1000)
+
+
+@pytest.mark.vm
+def test_clones_run_side_by_side_from_one_copy_in_memory(
+    templates: Templates, kept: tuple[MachineSpec, int], tmp_path: Path
+) -> None:
+    spec, count = kept
+    with contextlib.ExitStack() as stack:
+        first, second = (stack.enter_context(templates.find(KEY, pytest.fail)) for _ in range(2))
+        assert first is not None
+        assert first is second
+        shutil.rmtree(tmp_path / "templates")  # it is no longer needed
+        vms = []
+        for name in ("one", "other"):
+            (tmp_path / name).mkdir()
+            clone = replace(spec, run_dir=tmp_path / name, initrd=None)
+            vms.append(stack.enter_context(Vm(clone, standing=first.standing)))
+        one, other = vms
+        one.cont()
+        wait_for_count(one, count + 1000)
+        assert counter(other) == count
+        other.cont()
+        wait_for_count(other, count + 1000)
+        with pytest.raises(PermissionError):
+            os.pwrite(first.standing.ram, b"x", COUNTER)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(first.standing.ram)  # the last one has closed it
+
+
+@pytest.mark.vm
+def test_what_a_clone_has_changed_is_what_qemu_sees(
+    templates: Templates, kept: tuple[MachineSpec, int], tmp_path: Path
+) -> None:
+    """All of it, read over QMP."""
+    spec, count = kept
+
+    def pages(vm: Vm) -> list[bytes]:
+        blob = vm.pmemsave(0, spec.ram_size)
+        return [blob[at : at + PAGE_SIZE] for at in range(0, len(blob), PAGE_SIZE)]
+
+    with contextlib.ExitStack() as stack:
+        template = stack.enter_context(templates.find(KEY, pytest.fail))
+        assert template is not None
+        (tmp_path / "clone").mkdir()
+        clone = replace(spec, run_dir=tmp_path / "clone", initrd=None)
+        vm = stack.enter_context(Vm(clone, standing=template.standing))
+        vm.cont()
+        wait_for_count(vm, count)
+        vm.stop()
+        before, capture = pages(vm), vm.ram.capture()
+        hashes = dict(enumerate(capture.hashes().tolist()))
+        for window in range(0xA0, 0xC0):  # the VGA's, which hides the RAM there from QMP
+            del hashes[window]
+        assert hashes == {pfn: xxhash.xxh3_64_intdigest(before[pfn]) for pfn in hashes}
+        vm.gdb.attach()
+        vm.gdb.write_physical(0x310000 - 2, b"debugger")
+        vm.gdb.detach()
+        wait_for_count(vm, counter(vm))
+        vm.stop()
+        after = pages(vm)
+        differs = [pfn for pfn, (then, now) in enumerate(zip(before, after, strict=True)) if then != now]
+        assert capture.changed().tolist() == differs
+        assert {COUNTER // PAGE_SIZE, 0x30F, 0x310} <= set(differs)
+
+
+@pytest.mark.vm
+def test_a_clone_that_is_gone_can_not_be_read(
+    templates: Templates, kept: tuple[MachineSpec, int], tmp_path: Path
+) -> None:
+    with contextlib.ExitStack() as stack:
+        template = stack.enter_context(templates.find(KEY, pytest.fail))
+        assert template is not None
+        (tmp_path / "clone").mkdir()
+        clone = replace(kept[0], run_dir=tmp_path / "clone", initrd=None)
+        vm = stack.enter_context(Vm(clone, standing=template.standing))
+        capture = vm.ram.capture()
+        os.kill(vm.pid, signal.SIGKILL)
+        for read in (lambda: counter(vm), capture.changed, vm.ram.capture):
+            with pytest.raises(GuestDied, match="QEMU"):
+                _until_it_raises(read)
+
+
+def _until_it_raises(read: Callable[[], object]) -> None:
+    deadline = Deadline.after(30, "QEMU to be gone")
+    while True:
+        read()
+        deadline.check()
 
 
 @pytest.mark.vm

@@ -28,9 +28,9 @@ def render(template: str, styles: Sequence[str] = (), scripts: Sequence[str] = (
 
 
 def compile_templates() -> None:
-    """All of them, once for this process: the first page of each kind then comes as quickly as the next."""
+    """Those of the pages that a run writes, once for this process: the first page then comes as quickly as the next."""
     for file in resources.files(__package__).iterdir():
-        if file.name.endswith(".j2"):
+        if file.name.endswith(".j2") and not file.name.startswith("compare"):
             _environment().get_template(file.name)
 
 
