@@ -15,7 +15,7 @@ from rig.guest.arming import Self
 from rig.guest.keys import RunKeys
 from rig.model import DumpTo, Firmware, Ingredients, Options, RunPlan
 from rig.vm.qemu import MachineSpec, Wiring, argv, qemu_version
-from rig.vm.template import Template, key_of
+from rig.vm.template import Template, hindrance, key_of
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def unfit(plan: RunPlan, made_of: Ingredients, options: Options, accel: str) -> 
         return "the guest's disk is not part of a template"
     if made_of.control is not None or made_of.program is not None:
         return "the module or program in its initramfs serves this scenario alone"
-    return ""
+    return hindrance()
 
 
 def key(plan: RunPlan, made_of: Ingredients, machine: MachineSpec, crash_cmdline: str, keyless: str) -> str:

@@ -380,7 +380,12 @@ class Vm:
         if self._standing is None:
             return SharedRam(self.ram_fd, self.spec.ram_size)
         hashes = np.frombuffer(self._standing.hashes, np.uint64)
-        ram = ClonedRam(self.pid, self.ram_fd, hashes, self._lost_memory)
+        try:
+            ram = ClonedRam(self.pid, self.ram_fd, hashes, self._lost_memory)
+        except PermissionError as problem:
+            raise MachineError(
+                f"this machine does not let QEMU's memory be read: {problem}", hint="--no-template boots the guest anew"
+            ) from problem
         self._stack.callback(ram.close)
         return ram
 

@@ -34,6 +34,8 @@ from rig.vm.qemu import Standing, Vm
 LIMIT = 4 << 30  # bytes of disk that all templates together may take
 # A template is one boot: its kernel lies where KASLR put it then. Each day gets others.
 MAX_AGE = 24 * 3600.0  # seconds
+YAMA, STATUS = Path("/proc/sys/kernel/yama/ptrace_scope"), Path("/proc/self/status")
+_CAP_SYS_PTRACE = 19  # capability.h
 RAM, STATE, HASHES, TOLD = "ram", "state", "hashes", "told.json"
 _LIMIT = 256 << 20  # bytes of a file but RAM: devices' state is a MiB or two, with the VGA's 16 MiB of memory
 _SEALED = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
@@ -63,6 +65,22 @@ class Template:
     standing: Standing
     logs: Mapping[str, bytes]
     told: bytes
+
+
+def hindrance(yama: Path = YAMA, status: Path = STATUS) -> str:
+    """Why this machine does not let the memory of a clone be read; empty when it does. yama, status: as in /proc.
+
+    Admin-guide/LSM/Yama.rst of the kernel: from 2 on a parent must have CAP_SYS_PTRACE, 3 is nobody.
+    """
+    try:
+        scope = int(yama.read_text())
+    except OSError:
+        return ""  # a kernel without Yama
+    capabilities = next(line for line in status.read_text().splitlines() if line.startswith("CapEff:"))
+    allowed = int(capabilities.split()[1], 16) >> _CAP_SYS_PTRACE & 1
+    if scope < 2 or (scope == 2 and allowed):
+        return ""
+    return f"no process may read another's memory on this machine (kernel.yama.ptrace_scope={scope})"
 
 
 def key_of(parts: Mapping[str, object]) -> str:
