@@ -239,7 +239,7 @@ class _Run(Run):
         known = start.arm(self, vm, artefacts, making, deadline)
         if artefacts.vmlinux is not None:
             with blaming(artefacts.cache.root):
-                self.kallsyms = symbols.from_vmlinux(artefacts.vmlinux, known.symbols)
+                self.kallsyms = symbols.table(symbols.from_vmlinux(artefacts.vmlinux, known.symbols))
         else:
             store = (artefacts.cache, artefacts.kernel.sha256)
             self.kallsyms = arming.all_symbols(vm.shell, store, known.symbols, deadline, self.listener)
@@ -261,7 +261,8 @@ class _Run(Run):
             places = {"pattern": self.token, "crash_notes": f"{notes:#x}"}
             parameters = sabotage.fill(self.plan.scenario.parameters, places)
             record = arming.load_control(vm.shell, parameters, deadline)
-            self.kallsyms |= symbols.parse_all(vm.shell.run(symbols.COMMAND_MODULES, deadline), modules=True)
+            modules = symbols.parse_all(vm.shell.run(symbols.COMMAND_MODULES, deadline), modules=True)
+            self.kallsyms = symbols.table(self.kallsyms.as_dict() | modules)
         arming.prepare_trigger(vm.shell, self.trigger, deadline)
         with held(vm):
             self.writer.write_registers(Checkpoint.ARMED, vm.info_registers())
@@ -274,7 +275,7 @@ class _Run(Run):
         second = (artefacts.crash_cmdline, artefacts.second_hypervisor_cmdline)
         vmcoreinfo = dom0.arm(vm.shell, self.load, *second, deadline)
         arming.prepare_trigger(vm.shell, self.trigger, deadline)
-        self.kallsyms = symbols.from_hypervisor(files.symbols)
+        self.kallsyms = symbols.table(symbols.from_hypervisor(files.symbols))
         at = symbols.named(files.symbols, (*xen.SYMBOLS, symbols.HYPERVISOR_PANIC, symbols.MACHINE_KEXEC))
         wanted = {name: at[name] for name in xen.SYMBOLS}
         with held(vm):

@@ -175,14 +175,14 @@ def _symbol_options(run: Run, vm: Vm, stop: StopAt, arch: Arch) -> list[str]:
             store = (files.cache, files.crash_kernel.sha256)
             known = arming.all_symbols(vm.shell, store, running, deadline, run.listener)
         else:
-            known = {}
+            known = symbols.table({})
     if vmlinux is not None and symbols.MACHINE_KEXEC in running:
         linked = symbols.named(vmlinux, (symbols.MACHINE_KEXEC,))[symbols.MACHINE_KEXEC]
         offset = (running[symbols.MACHINE_KEXEC] - linked) % (1 << 8 * arch.word)
         return ["-ex", f"symbol-file {shlex.quote(str(vmlinux))} -o {offset:#x}"]
     if not known:
         return []
-    (stop.folder / SYMBOLS).write_bytes(symfile.elf(known, arch))
+    (stop.folder / SYMBOLS).write_bytes(symfile.elf(known.as_dict(), arch))
     return ["-ex", f"symbol-file {stop.folder / SYMBOLS}"]
 
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from rig import injection, saboteur, trace
     from rig.hold import StopAt
     from rig.kernel import kimage
+    from rig.kernel.table import SymbolTable
     from rig.memory import levels, paging
     from rig.prepare import Artefacts
     from rig.recorder import Recorder
@@ -118,7 +119,6 @@ class Run:
         self.stop = stop  # where the user wants to have the guest held
         self.token = secrets.token_hex(TOKEN_BYTES)
         self.guest_ended = False  # the guest reset, triple-faulted or powered off
-        self.kallsyms: dict[int, str] = {}  # of the first kernel, address -> name
         self.parts: list[str] = []  # of the recording, as they were taken
         self.recording = ""  # of the hand-over, as rig.trace reads it
         self.at_panic: tuple[CpuState, ...] = ()  # all CPUs, at the first capture
@@ -128,6 +128,11 @@ class Run:
         self.facts = Facts(rig=rig.__version__, plan=plan, started=now, environment=options.remarks)
         self.trigger = TRIGGERS[plan.scenario.trigger]
         self.load = LOADS[plan.scenario.load]
+
+    @functools.cached_property
+    def kallsyms(self) -> SymbolTable:
+        """The first kernel's: none, until it is armed."""
+        return symbols.table({})
 
     def learn(self, **news: Any) -> None:
         """Add to the facts."""
@@ -281,7 +286,7 @@ class Run:
             physical = paging.translate(recorder.at_panic, self.facts.mode, self.facts.cr3, address).physical
             text = symbols.text_from(address, physical, self.facts.iomem)
             if text is not None:
-                self.kallsyms[text] = symbols.TEXT
+                self.kallsyms = symbols.table(self.kallsyms.as_dict() | {text: symbols.TEXT})
                 self.learn(text=text)
 
     def inject(

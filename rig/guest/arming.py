@@ -27,8 +27,10 @@ from rig.vm.shell import Shell
 
 if TYPE_CHECKING:
     from rig.kernel import linked
+    from rig.kernel import table as tables
+    from rig.kernel.table import SymbolTable
 else:
-    linked = late("rig.kernel.linked")
+    linked, tables = late("rig.kernel.linked"), late("rig.kernel.table")
 
 CONTROL = "/rig/control.ko"
 TRIGGER = "/rig/trigger.ko"
@@ -227,17 +229,17 @@ def all_symbols(
     running: Mapping[str, int],
     deadline: Deadline,
     listener: Callable[[str], None],
-) -> dict[int, str]:
-    """The first kernel's symbols, address -> name: from the guest once for each kernel, then from the cache.
+) -> SymbolTable:
+    """The first kernel's symbols: from the guest once for each kernel, then from the cache.
 
     store: the cache, and the image's SHA256. running: what the kernel said in this boot.
     """
     cache, sha256 = store
-    place = f"kallsyms/{sha256}.zst"
+    place = f"kallsyms/{sha256}.table.zst"
     with contextlib.suppress(FileNotFoundError):
         kept = (cache.root / place).read_bytes()
         try:
-            return symbols.unpack(kept, running)
+            return symbols.of_another_boot(tables.SymbolTable.unpack(kept), running)
         except ValueError as problem:
             listener(f"note: {cache.root / place} is damaged ({problem})")
     listener("note: reading the kernel's symbols, once for each kernel")
@@ -245,10 +247,10 @@ def all_symbols(
         text = decompress(_read_kallsyms(shell, deadline), _MOST_KALLSYMS).decode(errors="replace")
     except Undecodable as problem:
         raise GuestError(f"/proc/kallsyms did not come whole out of the guest: {problem}") from problem
-    packed = symbols.pack(symbols.parse_all(text, modules=False))
-    found = symbols.unpack(packed, running)
+    table = symbols.table(symbols.parse_all(text, modules=False))
+    found = symbols.of_another_boot(table, running)
     # the cache isn't locked meanwhile: others would wait for this guest, and this guest for their downloads
-    cache.keep(place, packed)
+    cache.keep(place, table.pack())
     return found
 
 

@@ -32,7 +32,7 @@ A Xen hypervisor has a struct of its own instead (xen/include/xen/kimage.h):
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -42,6 +42,7 @@ from rig.errors import EvidenceError
 from rig.facts import Kimage
 from rig.kernel import pagelist, symbols
 from rig.kernel.pagelist import PageList
+from rig.kernel.table import SymbolTable
 from rig.memory import paging
 from rig.memory.physical import Memory, OutsideMemory
 from rig.model import PAGE_SIZE, Arch, CpuState, PagingMode, Range
@@ -315,7 +316,7 @@ def _plausible(found: tuple[tuple[int, int], ...], crash_region: Range) -> bool:
     return inside and all(mem + size <= following for (mem, size), (following, _) in pairwise(found))
 
 
-def code_pages(kallsyms: Mapping[int, str], text: int | None, iomem: Iterable[Range]) -> list[int]:
+def code_pages(kallsyms: SymbolTable, text: int | None, iomem: Iterable[Range]) -> list[int]:
     """Physical addresses of the pages that the kernel's own copy of the control code is in; [] when not known.
 
     text: virtual address of _text.
@@ -323,6 +324,6 @@ def code_pages(kallsyms: Mapping[int, str], text: int | None, iomem: Iterable[Ra
     code = next((r for r in iomem if r.name == "Kernel code"), None)
     if text is None or code is None:
         return []
-    found = [address - text + code.start for address, name in kallsyms.items() if name in symbols.CODE_START]
+    found = [address - text + code.start for address in symbols.control_code(kallsyms)]
     # no control code is larger than a page
     return sorted({(at & ~(PAGE_SIZE - 1)) + n * PAGE_SIZE for at in found for n in (0, 1)})

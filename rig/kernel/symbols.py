@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,10 +15,10 @@ from rig.model import MACHINE_KEXEC as MACHINE_KEXEC
 from rig.model import PAGE_SIZE, Range, Symbol
 
 if TYPE_CHECKING:
-    import numpy as np
-    import zstandard
+    from rig.kernel import table as tables
+    from rig.kernel.table import SymbolTable
 else:
-    np, zstandard = late("numpy"), late("zstandard")
+    tables = late("rig.kernel.table")
 
 # The instant `panic` (DESIGN), best first. Kernels before 4.7 (7bbee5ca3896) have no __crash_kexec.
 PANIC_SYMBOLS = ("__crash_kexec", "crash_kexec")
@@ -36,6 +35,7 @@ CODE_END = "__relocate_kernel_end"
 # has no second one for the first pair.
 GIVEN_BACK = (("__init_begin", "__init_end"), ("__start_bss_decrypted_unused", "__end_bss_decrypted"))
 _KEPT = frozenset((TEXT, *(name for pair in GIVEN_BACK for name in pair)))  # where others share their address
+_MARKED = (MACHINE_KEXEC, *CODE_START, CODE_END, *_KEPT)  # what is looked for by its name
 # A shell line that prints their lines of /proc/kallsyms. Emulated, reading all 170,000 lines takes 0.3 s for one fixed
 # string and 1.5 s for a pattern; these are in the kernel's first few thousand functions, so each grep ends early.
 COMMAND = f"for s in {MACHINE_KEXEC} {' '.join(PANIC_SYMBOLS)}; do grep -m 1 -wF $s /proc/kallsyms; done"
@@ -43,7 +43,6 @@ COMMAND = f"for s in {MACHINE_KEXEC} {' '.join(PANIC_SYMBOLS)}; do grep -m 1 -wF
 # All of them, those of modules at the end of their line in brackets. Packed, since each byte passes a UART.
 COMMAND_ALL = "gzip -1 </proc/kallsyms"
 COMMAND_MODULES = "grep -F '[' /proc/kallsyms || true"
-MOST = 1 << 28  # bytes of all symbols, unpacked: twenty times what a distribution's kernel has
 LOWEST = 0x40000000  # of a kernel's addresses: with a 1G/3G split on i386. Below lie per-CPU offsets.
 
 _LINE = re.compile(r"^([0-9a-f]{8,16}) [A-Za-z] (\S+)$")
@@ -75,9 +74,14 @@ def parse_all(text: str, *, modules: bool) -> dict[int, str]:
     return found
 
 
-def text_start(symbols: Mapping[int, str]) -> int | None:
+def table(found: Mapping[int, str]) -> SymbolTable:
+    """All symbols of a kernel, address -> name."""
+    return tables.SymbolTable.of(found, _MARKED)
+
+
+def text_start(symbols: SymbolTable) -> int | None:
     """Where the kernel's image begins, virtual; None without _text."""
-    return next((address for address, name in symbols.items() if name == TEXT), None)
+    return symbols.marked.get(TEXT)
 
 
 def text_from(address: int, physical: int, iomem: Iterable[Range]) -> int | None:
@@ -90,79 +94,58 @@ def text_from(address: int, physical: int, iomem: Iterable[Range]) -> int | None
     return address - physical + code.start if code is not None else None
 
 
-def given_back(symbols: Mapping[int, str]) -> tuple[tuple[int, int], ...]:
+def given_back(symbols: SymbolTable) -> tuple[tuple[int, int], ...]:
     """The parts of the image that it no longer owns: [start, end), virtual. Without its end, a part is empty."""
-    at = {name: address for address, name in symbols.items() if name in _KEPT}
+    at = symbols.marked
     return tuple((at[start], at.get(end, at[start])) for start, end in GIVEN_BACK if start in at)
 
 
-def pack(symbols: Mapping[int, str]) -> bytes:
-    """All symbols, to be unpacked quickly: zstd with a checksum of how many there are, the addresses (each a u64,
-    little-endian) and the names, a line each, in the same order."""
-    addresses = np.fromiter(symbols, dtype="<u8", count=len(symbols))
-    head = np.array([len(symbols)], dtype="<u8")
-    names = "\n".join(symbols.values()).encode()
-    return zstandard.ZstdCompressor(3, write_checksum=True).compress(head.tobytes() + addresses.tobytes() + names)
+def of_another_boot(symbols: SymbolTable, running: Mapping[str, int]) -> SymbolTable:
+    """The same kernel's, moved to where the running one has its own (KASLR).
 
-
-def unpack(packed: bytes, running: Mapping[str, int]) -> dict[int, str]:
-    """What `pack` packed in another boot of the same kernel, moved to where the running one has its own (KASLR).
-
-    running: what kallsyms gave. ValueError when it is torn, LookupError when machine_kexec is not among both.
+    running: what kallsyms gave. LookupError when machine_kexec is not among both.
     """
-    try:
-        data = zstandard.decompress(packed, max_output_size=MOST)
-        [count] = np.frombuffer(data, "<u8", 1).tolist()
-        addresses = np.frombuffer(data, "<u8", count, offset=8)
-        names = data[8 + addresses.nbytes :].decode().split("\n") if count else []
-    except (zstandard.ZstdError, OverflowError) as problem:
-        raise ValueError(str(problem)) from problem
-    if len(names) != count:
-        raise ValueError(f"{count} addresses, {len(names)} names")
-    if MACHINE_KEXEC not in names:
-        raise LookupError(MACHINE_KEXEC)
-    move = running[MACHINE_KEXEC] - int(addresses[names.index(MACHINE_KEXEC)])
-    return dict(zip((addresses + np.uint64(move % (1 << 64))).tolist(), names, strict=True))
+    return symbols.moved(running[MACHINE_KEXEC] - symbols.marked[MACHINE_KEXEC])
 
 
 def of_interest(
-    symbols: Mapping[int, str], executed: Iterable[int], iomem: Sequence[Range], changed: Iterable[int]
+    symbols: SymbolTable, executed: Iterable[int], iomem: Sequence[Range], changed: Iterable[int]
 ) -> set[int]:
     """Virtual addresses whose symbols the evidence needs: of what was executed, of the kernel's own copy of the
     control code, and of all variables on pages that changed.
 
     iomem: the first kernel's. changed: pfns.
     """
-    control_code = frozenset((*CODE_START, CODE_END))
-    addresses = {*executed, *(a for a, name in symbols.items() if name in control_code)}
+    addresses = {*executed, *control_code(symbols), *filter(None, [symbols.marked.get(CODE_END)])}
     text = text_start(symbols)
     code = next((r for r in iomem if r.name == "Kernel code"), None)
     if text is None or code is None:
         return addresses
     image = [r for r in iomem if r.name in ("Kernel data", "Kernel bss")]
-    starts = sorted(symbols)
     for pfn in changed:
         if any(pfn * PAGE_SIZE in r for r in image):
             start = pfn * PAGE_SIZE - code.start + text
-            first, behind = (bisect.bisect_left(starts, at) for at in (start, start + PAGE_SIZE))
-            addresses.update(starts[first:behind])
+            addresses.update(symbols.between(start, start + PAGE_SIZE))
             addresses.add(start)
     return addresses
 
 
-def placed(symbols: Mapping[int, str], addresses: Iterable[int]) -> tuple[Symbol, ...]:
+def control_code(symbols: SymbolTable) -> list[int]:
+    """Where the kernel's own copy of the control code begins."""
+    return [symbols.marked[name] for name in CODE_START if name in symbols.marked]
+
+
+def placed(symbols: SymbolTable, addresses: Iterable[int]) -> tuple[Symbol, ...]:
     """The symbols that these addresses lie in, ascending.
 
     symbols: all that there are, since a symbol ends where the next one begins; the last one with its page.
     """
-    starts = sorted(symbols)
     found: dict[int, int] = {}
     for address in addresses:
-        index = bisect.bisect_right(starts, address)
-        if index == 0:
+        if (around := symbols.around(address)) is None:
             continue
-        start = starts[index - 1]
-        end = starts[index] if index < len(starts) else (start | PAGE_SIZE - 1) + 1
+        start, following = around
+        end = following if following is not None else (start | PAGE_SIZE - 1) + 1
         if address < end:
             found[start] = end
     return tuple(Symbol(symbols[start], start, end) for start, end in sorted(found.items()))

@@ -17,6 +17,7 @@ from rig.errors import EvidenceError, GuestError, PackageError, UnsuitableKernel
 from rig.guest.debs import kernel_files, module_depends
 from rig.kernel import efi, image, kimage, linked, pagelist, symbols
 from rig.kernel.payload import Undecodable, decompress
+from rig.kernel.table import SymbolTable
 from rig.memory import kdump, packed, paging, pti, twins, vmcore
 from rig.memory.dump import Flattened, PieceReader, cut, hashes_at
 from rig.memory.identity import IdentityMap
@@ -234,12 +235,14 @@ def fuzz_kallsyms(data: bytes) -> None:
     running = symbols.parse_kallsyms(text)
     assert all(address and "\n" not in name for name, address in running.items())
     both = [symbols.parse_all(text, modules=modules) for modules in (False, True)]
-    for found in both:
-        placed = symbols.placed(found, [address + 1 for address in found])
+    for found in map(symbols.table, both):
+        placed = symbols.placed(found, [min(address + 1, (1 << 64) - 1) for address in found])
         assert all(symbol.start < symbol.end for symbol in placed)
         symbols.given_back(found)
+        unpacked = SymbolTable.unpack(found.pack())
+        assert (unpacked.as_dict(), unpacked.marked) == (found.as_dict(), found.marked)
         with contextlib.suppress(LookupError):
-            assert list(symbols.unpack(symbols.pack(found), running).values()) == list(found.values())
+            assert [*symbols.of_another_boot(unpacked, running).as_dict().values()] == [*found.as_dict().values()]
 
 
 def seeds_kallsyms() -> list[bytes]:

@@ -233,12 +233,12 @@ def test_all_symbols_are_read_once_and_again_when_the_cache_is_damaged(tmp_path:
 
     def ask(base: int) -> dict[int, str]:
         running = {"machine_kexec": base + 0x100}
-        return all_symbols(cast(Shell, guest), (cache, "abc"), running, deadline, notes.append)
+        return dict(all_symbols(cast(Shell, guest), (cache, "abc"), running, deadline, notes.append))
 
     assert ask(0xC1000000) == {0xC1000000: "_text", 0xC1000100: "machine_kexec"}
     assert ask(0xC5000000) == {0xC5000000: "_text", 0xC5000100: "machine_kexec"}
     assert guest.asked == len(notes) == 1
-    (tmp_path / "kallsyms/abc.zst").write_bytes(b"torn")
+    (tmp_path / "kallsyms/abc.table.zst").write_bytes(b"torn")
     assert ask(0xC5000000) == {0xC5000000: "_text", 0xC5000100: "machine_kexec"}
     assert guest.asked == 2
-    assert "kallsyms/abc.zst is damaged" in notes[1]
+    assert "kallsyms/abc.table.zst is damaged" in notes[1]

@@ -11,7 +11,8 @@ import zstandard
 
 from rig.errors import EvidenceError, UnsuitableKernel
 from rig.kernel import kimage, symbols
-from rig.kernel.symbols import COMMAND, from_vmlinux, pack, parse_all, parse_kallsyms, placed, unpack
+from rig.kernel.symbols import COMMAND, from_vmlinux, of_another_boot, parse_all, parse_kallsyms, placed, table
+from rig.kernel.table import SymbolTable
 from rig.model import Arch, Range, Symbol
 
 REGION = Range(0x15000000, 0x1EFFFFFF, "Crash kernel")
@@ -154,26 +155,47 @@ def test_all_symbols_by_address_the_modules_apart() -> None:
 
 
 def test_symbols_of_another_boot_are_moved_with_the_kernel() -> None:
-    kernel = parse_all(KALLSYMS, modules=False)
+    kernel = table(parse_all(KALLSYMS, modules=False))
     for move in (0x10000000, -0x10000000):
-        here = unpack(pack(kernel), {"machine_kexec": 0xFFFFFFFF81070000 + move, "__crash_kexec": 1})
-        assert here == {address + move: name for address, name in kernel.items()}
-        assert list(here.values()) == list(kernel.values())  # what comes first, as _text, still does
+        packed = SymbolTable.unpack(kernel.pack())
+        here = of_another_boot(packed, {"machine_kexec": 0xFFFFFFFF81070000 + move, "__crash_kexec": 1})
+        assert here.as_dict() == {address + move: name for address, name in kernel.items()}
+        assert symbols.text_start(here) == 0xFFFFFFFF81000000 + move
+        assert symbols.control_code(here) == [0xFFFFFFFF81070200 + move]
     with pytest.raises(LookupError, match="machine_kexec"):
-        unpack(pack({0xC1000000: "_text"}), {"machine_kexec": 0xC1070000})
+        of_another_boot(table({0xC1000000: "_text"}), {"machine_kexec": 0xC1070000})
 
 
 def test_packed_symbols_that_are_damaged_are_refused() -> None:
-    packed = pack(parse_all(KALLSYMS, modules=False))
+    packed = table(parse_all(KALLSYMS, modules=False)).pack()
     flipped = packed[:-1] + bytes([packed[-1] ^ 1])
-    fewer = zstandard.compress((2).to_bytes(8, "little") + bytes(16) + b"machine_kexec")
-    for torn in (b"", packed[:-8], flipped, fewer, zstandard.compress(b""), zstandard.compress(b"\xff" * 8)):
+    heads = (b'{"count":2,"marked":{}}\n', b'{"count":-1,"marked":{}}\n', b'{"count":1}\n', b"2\n")
+    two = [struct.pack("<QQ", *pair) + b"machine_kexec\nother" for pair in ((2, 2), (3, 2))]
+    torn = [head + bytes(8) + b"\1" + bytes(7) + b"machine_kexec" for head in heads]  # one name for two
+    torn += [heads[0] + rest for rest in two] + [b"", b"\xff" * 8]  # not in order
+    for bad in (b"", packed[:-8], flipped, *map(zstandard.compress, torn)):
         with pytest.raises(ValueError, match=r"."):
-            unpack(torn, {"machine_kexec": 0xFFFFFFFF81070000})
+            SymbolTable.unpack(bad)
+
+
+def test_a_table_of_symbols() -> None:
+    names = {0xFFFFFFFF81000010: "twice", 0xC1000000: "_text", 0xC1000020: "größer", 0xC1000010: "twice"}
+    found = table(names)
+    assert list(found.items()) == sorted(names.items()) == list(found.as_dict().items())
+    assert found.marked == {"_text": 0xC1000000}
+    assert SymbolTable.of(names, ["twice"]).marked == {"twice": 0xC1000010}
+    assert found.between(0xC1000001, 0xC1000020) == [0xC1000010]
+    assert found.around(0xC1000020) == (0xC1000020, 0xFFFFFFFF81000010)
+    assert found.around(0xFFFFFFFFFFFFFFFF) == (0xFFFFFFFF81000010, None)
+    assert found.around(0xC0FFFFFF) is None
+    with pytest.raises(KeyError):
+        found[0xC1000001]
+    nothing = SymbolTable.unpack(table({}).pack())
+    assert (dict(nothing), nothing.as_dict(), nothing.around(5)) == ({}, {}, None)
 
 
 def test_a_symbol_reaches_to_the_next_one() -> None:
-    names = {0x1000: "first", 0x1010: "second", 0x2F00: "last"}
+    names = table({0x1000: "first", 0x1010: "second", 0x2F00: "last"})
     assert placed(names, [0x1015, 0x100F, 0x1000]) == (
         Symbol("first", 0x1000, 0x1010),
         Symbol("second", 0x1010, 0x2F00),
@@ -201,13 +223,8 @@ def test_segments_of_the_image(arch: Arch) -> None:
 
 def test_where_the_kernel_has_its_control_code() -> None:
     names = ("c1000000 T startup_32", "c1000000 T _text", "c1051ba4 T relocate_kernel", "c1060000 t kdump_nmi_callback")
-    kallsyms = symbols.parse_all("\n".join(names), modules=False)
+    kallsyms = table(symbols.parse_all("\n".join(names), modules=False))
     text = symbols.text_start(kallsyms)
     iomem = [Range(0x15000000, 0x15FFFFFF, "Kernel code")]
     assert kimage.code_pages(kallsyms, text, iomem) == [0x15051000, 0x15052000]
     assert kimage.code_pages(kallsyms, text, []) == []
-
-
-def test_a_kernel_that_tells_no_symbols_is_not_taken_for_torn() -> None:
-    with pytest.raises(LookupError, match="machine_kexec"):
-        symbols.unpack(symbols.pack({}), {"machine_kexec": 1})
