@@ -307,7 +307,7 @@ def program() -> None:
     """Run the command line as the process that it is."""
     # A run makes objects by the hundred thousand that last until its end: looking through them all, each time that a
     # few hundred more are there, is most of what garbage collection does by default.
-    gc.set_threshold(50_000, 20, 20)
+    gc.set_threshold(20_000, 5, 5)
     status = CANCELLED  # what main() itself lets pass is Ctrl-C
     # Registered first, called last. It spares what the interpreter does at its end: to give back, piece by piece, what
     # the system takes back at once.
