@@ -1,12 +1,17 @@
-"""The order of the tests (linters, unit tests, VM tests one after the other) and how long each part took."""
+"""The order of the tests (unit tests, linters, VM tests one after the other) and how long each part took."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import pytest
 
-PARTS = ("lint", "unit", "vm")
+from rig import catalog
+from tests import linters
+
+PARTS = ("unit", "lint", "vm")
 seconds: dict[str, float] = dict.fromkeys(PARTS, 0.0)
 passed: Counter[str] = Counter()
 total: Counter[str] = Counter()
@@ -22,9 +27,34 @@ def part(nodeid: str, is_vm: bool) -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What is quick to say no comes first. The sort is stable: within a part the order stays."""
+    """What is quick to say no comes first; linters are asked when they have had time. Within a part the order stays."""
     vm_tests.update(item.nodeid for item in items if item.get_closest_marker("vm"))
     items.sort(key=lambda item: PARTS.index(part(item.nodeid, item.nodeid in vm_tests)))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """On another core than the unit tests; in a worker of pytest-xdist when they are asked, so that they run once."""
+    wanted = any(part(item.nodeid, False) == "lint" for item in session.items)
+    if wanted and not session.config.option.collectonly and not hasattr(session.config, "workerinput"):
+        linters.start()
+
+
+def pytest_sessionfinish() -> None:
+    linters.stop()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_catalogue_is_read_once() -> Iterator[None]:
+    """A hundred tests of commands begin with reading the rig's own catalogue, which nobody changes meanwhile."""
+    directories, known, read = catalog.roots(), catalog.registries(), catalog.read
+    own = read(directories, known)
+
+    def read_others(asked: Sequence[Path], names: catalog.Registries) -> catalog.Catalogue:
+        return own if (tuple(asked), names) == (directories, known) else read(asked, names)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(catalog, "read", read_others)
+        yield
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

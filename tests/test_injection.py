@@ -84,11 +84,11 @@ def mapped(memory: PagesMemory, virtual: int) -> int:
 
 @pytest.mark.parametrize("mode", [PagingMode.TWO_LEVEL, PagingMode.PAE, PagingMode.FOUR_LEVEL])
 def test_any_flip_is_seen_and_named(mode: PagingMode) -> None:
-    chance = random.Random(1)
+    chance, forged = random.Random(1), replace(scene(), mode=mode)
     for _ in range(200):
         before = chance.randbytes(PAGE_SIZE)
         pages = PagesMemory({OLD // PAGE_SIZE: before})
-        [flip] = INJECTIONS["flip-pgd-bit"].choose(replace(scene(), mode=mode, memory=pages, chance=chance)).memory
+        [flip] = INJECTIONS["flip-pgd-bit"].choose(replace(forged, memory=pages, chance=chance)).memory
         at = flip.address - OLD
         changed = before[:at] + flip.after.to_bytes(flip.size, "little") + before[at + flip.size :]
         changes = entry_changes(mode, before[: root_size(mode)], changed[: root_size(mode)])

@@ -3,30 +3,17 @@
 from __future__ import annotations
 
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests import linters
+from tests.linters import ROOT
 
 
-OWN_FILES = ("mypy", "bandit")  # those that are told what to look at
-
-
-@pytest.mark.parametrize(
-    "command", ["ruff check", "ruff format --check", "mypy --strict", "bandit -q -c pyproject.toml -r rig"]
-)
+@pytest.mark.parametrize("command", linters.COMMANDS)
 def test_nothing_to_complain_about(command: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", *command.split(), *([] if command.startswith(OWN_FILES) else ["."])],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        stdin=subprocess.DEVNULL,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    code, said = linters.outcome(command, 300)
+    assert code == 0, said
 
 
 @pytest.mark.parametrize("script", ["rigw", ".ci/run"])

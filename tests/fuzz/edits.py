@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 EDIT = 4  # bytes: where (2), how, with what
@@ -20,13 +19,21 @@ VALUES: tuple[Any, ...] = (
 )  # fmt: skip
 
 
-def places(document: Any) -> Iterator[tuple[Any, Any]]:
-    """(container, key or index) of every value in it, containers before what is in them."""
-    pairs = document.items() if isinstance(document, dict) else enumerate(document)
-    for key, value in list(pairs):
-        yield document, key
-        if isinstance(value, dict | list):
-            yield from places(value)
+def places(document: Any) -> list[tuple[Any, Any]]:
+    """(container, key or index) of every value in it, containers before what is in them.
+
+    No generator: edits make documents deep, and each value would be handed up through all that is around it.
+    """
+    found: list[tuple[Any, Any]] = []
+
+    def look_into(container: Any) -> None:
+        for key, value in container.items() if isinstance(container, dict) else enumerate(container):
+            found.append((container, key))
+            if isinstance(value, dict | list):
+                look_into(value)
+
+    look_into(document)
+    return found
 
 
 def edited(document: Any, data: bytes) -> Any:
@@ -34,7 +41,7 @@ def edited(document: Any, data: bytes) -> Any:
     new = copy.deepcopy(document)
     for at in range(0, len(data) - EDIT + 1, EDIT):
         where, how, what = int.from_bytes(data[at : at + 2], "little"), data[at + 2], data[at + 3]
-        if not (known := list(places(new))):
+        if not (known := places(new)):
             break
         container, key = known[where % len(known)]
         _edit(container, key, how, what)

@@ -24,12 +24,15 @@ def zstd_without_size(data: bytes) -> bytes:
     return zstandard.ZstdCompressor(write_content_size=False).compress(data)
 
 
-PACKERS = [gzip.compress, lzma.compress, alone, bz2.compress, zstandard.compress, zstd_without_size]
+ZSTD = (zstandard.compress, zstd_without_size)
+PACKERS = [gzip.compress, lzma.compress, alone, bz2.compress, *ZSTD]
 
 
 @pytest.mark.parametrize("pack", PACKERS)
 def test_a_bomb_is_refused_without_being_unpacked(pack: Callable[[bytes], bytes]) -> None:
-    bomb = pack(bytes(64 * MIB))
+    # Above what may be taken before it is seen: xz has a dictionary of 8 MiB, and zstd unpacks up to 32 MiB at a time.
+    size = (64 if pack in ZSTD else 24) * MIB
+    bomb = pack(bytes(size))
     tracemalloc.start()
     try:
         with pytest.raises(Undecodable, match="unpacks to more than 1 MiB"):
@@ -37,8 +40,8 @@ def test_a_bomb_is_refused_without_being_unpacked(pack: Callable[[bytes], bytes]
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert peak < 40 * MIB
-    assert len(decompress(bomb, 64 * MIB)) == 64 * MIB
+    assert peak < size * 2 // 3
+    assert len(decompress(bomb, size)) == size
 
 
 @pytest.mark.parametrize("pack", PACKERS)

@@ -161,12 +161,12 @@ def test_no_flipped_byte_and_no_cut_raises_anything_else() -> None:
     """Whatever is wrong with the headers: headers, or an EvidenceError."""
     refused = 0
     for at in range(0xE8):
-        for value in (0, 1, 0x7F, 0xFF):
+        for value in (0, 0xFF):
             try:
                 parse_headers(GOOD[:at] + bytes([value]) + GOOD[at + 1 :])
             except EvidenceError:
                 refused += 1
-    for size in range(0, len(GOOD), 7):
+    for size in range(0, len(GOOD), 29):
         with pytest.raises(EvidenceError):
             parse_headers(GOOD[:size])
     assert refused > 40
