@@ -16,12 +16,12 @@ import shlex
 import socket
 import stat
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rig import unfinished
 from rig.errors import GuestDied, GuestError, RequestError
 from rig.guest import arming
 from rig.kernel import symbols, symfile
@@ -103,12 +103,12 @@ def require_possible(plans: Sequence[RunPlan], checkpoint: Checkpoint, stdin: in
 @contextlib.contextmanager
 def private_folder() -> Iterator[Path]:
     """A new directory that only the user can enter, gone at the end. RequestError when sockets in it can't be named."""
-    with tempfile.TemporaryDirectory(prefix="rig-") as folder:
-        if len(os.fsencode(Path(folder, QMP))) >= SUN_PATH:
+    with unfinished.temporary("held") as folder:
+        if len(os.fsencode(folder / QMP)) >= SUN_PATH:
             raise RequestError(
                 f"{folder} is too long a name for sockets to be made in", hint="set TMPDIR to a shorter directory"
             )
-        yield Path(folder)
+        yield folder
 
 
 # ---------------------------------------------------------------- while the run is on

@@ -13,14 +13,13 @@ import os
 import queue
 import re
 import select
-import tempfile
 import termios
 import threading
 import tty
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
+from rig import unfinished
 from rig.guest import arming, dom0
 from rig.loads import LOADS
 from rig.model import LoadKind, Options, RunPlan
@@ -48,8 +47,8 @@ def booted(
 ) -> Iterator[tuple[Vm, Hello]]:
     """The guest at its first kernel's shell; nothing is left of it at the end. arm: load the image as a run does."""
     with (
-        tempfile.TemporaryDirectory(prefix="rig-shell-") as folder,
-        prepare(plan, replace(options, template=False), Path(folder), listener, cancel) as artefacts,
+        unfinished.temporary("shell") as folder,
+        prepare(plan, replace(options, template=False), folder, listener, cancel) as artefacts,
         Vm(artefacts.machine, cancel=cancel) as vm,
     ):
         listener("boot")

@@ -1,16 +1,19 @@
-"""The hidden directories in which runs gather their evidence: each is its rig's own, and goes when that is killed.
+"""The hidden directories in which runs gather their evidence, and temporary ones: each is its rig's own, and goes when
+that is killed.
 
 A directory belongs to the process that holds its lock (flock(2) on the directory itself): the kernel lets go of it when
 that process ends, however it ends. So what nobody holds was left by a rig that was killed, and the next one that begins
-a run in the same results directory removes it.
+a run in the same results directory, or with the same TMPDIR, removes it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,35 +35,64 @@ class Unfinished:
 
 
 def begin(results: Path, slug: str) -> Unfinished:
-    """A new directory of this process's, after those of killed rigs were removed. OSError when it can't be made.
+    """A new directory of this process's, after those of killed rigs were removed: in `results`, and temporary ones.
 
-    The lock of `results` itself is held meanwhile, so that nobody finds one that is made but not locked yet. Where
-    directories have no locks (NFS) nothing is removed.
+    :raise OSError: it can't be made
     """
     results.mkdir(parents=True, exist_ok=True)
-    lock = os.open(results, os.O_RDONLY | os.O_DIRECTORY)
+    with _swept(Path(tempfile.gettempdir())):
+        pass
+    return _make(results, slug)
+
+
+@contextlib.contextmanager
+def temporary(slug: str) -> Iterator[Path]:
+    """A new directory in TMPDIR that only the user can enter, gone at the end, or when the next rig begins.
+
+    :raise OSError: it can't be made
+    """
+    made = _make(Path(tempfile.gettempdir()), slug)
     try:
-        locks = _locked(lock, wait=True)
-        if locks:
-            _sweep(results)
-        path = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{slug}.", dir=results))
+        yield made.path
+    finally:
+        shutil.rmtree(made.path, ignore_errors=True)
+        made.let_go()
+
+
+def _make(parent: Path, slug: str) -> Unfinished:
+    with _swept(parent) as locks:
+        path = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{slug}.", dir=parent))
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         if locks:
             _locked(descriptor)
         return Unfinished(path, descriptor)
+
+
+@contextlib.contextmanager
+def _swept(parent: Path) -> Iterator[bool]:
+    """What killed rigs left there is gone. Whether directories have locks there; without (NFS) nothing is removed.
+
+    The lock of `parent` itself is held meanwhile, so that nobody finds a directory that is made but not locked yet.
+    """
+    lock = os.open(parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        locks = _locked(lock, wait=True)
+        if locks:
+            _sweep(parent)
+        yield locks
     finally:
         os.close(lock)
 
 
-def _sweep(results: Path) -> None:
-    """Remove what nobody holds. What can't be entered or removed is somebody else's."""
-    for path in results.glob(f"{PREFIX}*"):
+def _sweep(parent: Path) -> None:
+    """Remove what nobody holds. Somebody else's stays, whether or not it could be removed."""
+    for path in parent.glob(f"{PREFIX}*"):
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         except OSError:
             continue
         try:
-            if _locked(descriptor):
+            if os.fstat(descriptor).st_uid == os.geteuid() and _locked(descriptor):
                 shutil.rmtree(path, ignore_errors=True)
         finally:
             os.close(descriptor)

@@ -1,4 +1,4 @@
-"""What killed rigs leave in a results directory is removed by the next one, and nothing else is."""
+"""What killed rigs leave in a results directory, and in TMPDIR, is removed by the next one, and nothing else is."""
 
 from __future__ import annotations
 
@@ -13,17 +13,34 @@ import pytest
 from rig import unfinished
 from rig.evidence import EvidenceWriter
 
-HOLDER = "import sys; from pathlib import Path; from rig import unfinished; print(unfinished.begin(Path(sys.argv[1]), "
-HOLDER += "'run').path, flush=True); sys.stdin.read()"
+HOLDER = """
+import sys
+from pathlib import Path
+from rig import unfinished
+with unfinished.temporary("held") as folder:
+    print(unfinished.begin(Path(sys.argv[1]), "run").path, folder, sep="\\n", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture(autouse=True)
+def temporary(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """TMPDIR, here and in other processes."""
+    folder = tmp_path_factory.mktemp("tmp")
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    return folder
 
 
 @pytest.fixture
-def other(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], Path]]:
-    """Another rig in the middle of a run, and its directory."""
+def other(tmp_path: Path, temporary: Path) -> Iterator[tuple[subprocess.Popen[str], Path]]:
+    """Another rig in the middle of a run that is held, and its directory; it has one in TMPDIR, too."""
     argv = [sys.executable, "-c", HOLDER, str(tmp_path)]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        yield process, Path(process.stdout.readline().strip())
+        theirs, held = (Path(process.stdout.readline().strip()) for _ in range(2))
+        assert held.parent == temporary
+        yield process, theirs
         process.kill()
 
 
@@ -32,16 +49,20 @@ def hidden(results: Path) -> set[Path]:
 
 
 def test_a_running_rig_s_directory_stays_and_a_killed_one_s_goes(
-    other: tuple[subprocess.Popen[str], Path], tmp_path: Path
+    other: tuple[subprocess.Popen[str], Path], tmp_path: Path, temporary: Path
 ) -> None:
     process, theirs = other
+    [held] = hidden(temporary)
+    (held / "qmp").touch()
     (theirs / "console.log").write_text("Linux version")
     mine = EvidenceWriter(tmp_path, "run")
     assert hidden(tmp_path) == {theirs, mine.path}
+    assert hidden(temporary) == {held}
     process.kill()
     process.wait()
     another = EvidenceWriter(tmp_path, "run")
     assert hidden(tmp_path) == {mine.path, another.path}  # mine: held by this very process
+    assert hidden(temporary) == set()
 
 
 def test_what_is_finished_or_discarded_is_let_go(tmp_path: Path) -> None:
@@ -50,6 +71,21 @@ def test_what_is_finished_or_discarded_is_let_go(tmp_path: Path) -> None:
     EvidenceWriter(tmp_path, "run").finish()
     assert len(os.listdir("/proc/self/fd")) == before
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_temporary_one_is_private_and_goes_when_it_is_left(temporary: Path) -> None:
+    with unfinished.temporary("shell") as folder:
+        assert hidden(temporary) == {folder}
+        assert folder.stat().st_mode & 0o777 == 0o700
+    assert not hidden(temporary)
+
+
+def test_another_user_s_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = tmp_path / ".rig.run.x"
+    theirs.mkdir()
+    monkeypatch.setattr("os.geteuid", lambda: theirs.stat().st_uid + 1)
+    unfinished.begin(tmp_path, "run").let_go()
+    assert theirs.exists()
 
 
 def test_what_is_not_the_rig_s_own_stays(tmp_path: Path) -> None:

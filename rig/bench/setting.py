@@ -18,6 +18,7 @@ from typing import Any
 
 import msgspec
 
+from rig import unfinished
 from rig.bench.figures import Samples
 from rig.errors import Cancelled, MachineError
 from rig.guest import arming
@@ -118,11 +119,9 @@ def _artefacts(bench: Bench, plan: RunPlan, *, template: bool) -> Iterator[Artef
         yield found
 
 
-@contextlib.contextmanager
-def scratch() -> Iterator[Path]:
+def scratch() -> contextlib.AbstractContextManager[Path]:
     """A directory that is gone afterwards."""
-    with tempfile.TemporaryDirectory(prefix="rig-bench-") as folder:
-        yield Path(folder)
+    return unfinished.temporary("bench")
 
 
 @contextlib.contextmanager

@@ -10,12 +10,12 @@ import functools
 import json
 import os
 import subprocess
-import tempfile
 import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from rig import unfinished
 from rig.errors import MachineError, RequestError
 from rig.vm.console import tail
 from rig.vm.qemu import QEMU, launch, qemu_version
@@ -106,8 +106,8 @@ def probe(accel: str, timeout: float) -> str:
         *("-m", "16M"),
         *("-device", f"isa-debug-exit,iobase={_EXIT_PORT:#x},iosize=1"),
     ]
-    with tempfile.TemporaryDirectory(prefix="rig-") as folder:
-        disk, log = Path(folder, "disk"), Path(folder, "log")
+    with unfinished.temporary("probe") as folder:
+        disk, log = folder / "disk", folder / "log"
         disk.write_bytes(BOOT_SECTOR)
         command += ["-drive", f"file={disk},format=raw,if=floppy,readonly=on"]
         started = time.monotonic()
