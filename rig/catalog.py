@@ -24,7 +24,6 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from rig import safety
 from rig.errors import CatalogueError, RequestError
 from rig.guest import makedumpfile
 from rig.model import (
@@ -41,6 +40,7 @@ from rig.model import (
     Until,
     Verdict,
 )
+from rig.rules import own, words
 from rig.sabotage import parameter_complaint
 
 GUESTS, KERNELS, SCENARIOS = "guests", "kernels", "scenarios"
@@ -305,7 +305,7 @@ def _required(kind: type[Entry]) -> str:
 
 def complaints(entry: Entry) -> Iterable[tuple[str, str]]:
     """(key, what is wrong with its value), for one entry on its own."""
-    yield from safety.complaints(entry)
+    yield from own(entry, words.RULES)
     if isinstance(entry, Guest):
         if entry.memory < 64:
             yield "memory", f"{entry.memory} MiB is less than any kernel boots in (64 MiB)"

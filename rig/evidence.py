@@ -44,7 +44,7 @@ rig has left under such a name is removed when the next run begins (rig/unfinish
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -52,7 +52,7 @@ from typing import IO, TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from rig import plausible, unfinished
+from rig import unfinished
 from rig.errors import EvidenceError, RequestError
 from rig.facts import Facts
 from rig.late import late
@@ -68,6 +68,7 @@ from rig.model import (
     Symbol,
 )
 from rig.reading import read_file, require_small, unpack
+from rig.rules import numbers
 
 if TYPE_CHECKING:
     import numpy as np
@@ -160,8 +161,8 @@ def from_json(blob: bytes, kind: type[T], source: Path) -> T:
         raise EvidenceError(f"{source}: {problem}") from problem
 
 
-def _require_plausible(complaints: Iterator[str], source: Path) -> None:
-    if complaint := next(complaints, ""):
+def _require_plausible(told: object, source: Path) -> None:
+    if complaint := next(numbers.complaints(told), ""):
         raise EvidenceError(f"{source}: can't be true: {complaint}")
 
 
@@ -281,7 +282,7 @@ class EvidenceWriter:
 
 
 class Evidence:
-    """One evidence directory, read lazily, a stranger's too: see rig/reading.py and rig/plausible.py.
+    """One evidence directory, read lazily, a stranger's too: see rig/reading.py and rig/rules.
 
     Raises EvidenceError for what is missing, torn, or can't be true.
     """
@@ -305,14 +306,14 @@ class Evidence:
     def facts(self) -> Facts:
         source = self.path / "run.json"
         found = from_json(self._read("run.json"), Facts, source)
-        _require_plausible(plausible.facts(found), source)
+        _require_plausible(found, source)
         return found
 
     @cached_property
     def result(self) -> RunResult:
         source = self.path / "result.json"
         found = from_json(self._read("result.json"), RunResult, source)
-        _require_plausible(plausible.result(found), source)
+        _require_plausible(found, source)
         return found
 
     def _pages_file(self, name: str) -> dict[int, bytes]:
@@ -367,7 +368,7 @@ class Evidence:
     def _read_cpus(self, checkpoint: str) -> tuple[CpuState, ...]:
         name = f"{REGISTERS}/{checkpoint}.json"
         found = from_json(self._read(name), tuple[CpuState, ...], self.path / name)
-        _require_plausible(plausible.cpus(found), self.path / name)
+        _require_plausible(found, self.path / name)
         return found
 
     def crashing_cpu(self, checkpoint: str) -> CpuState:
@@ -458,7 +459,7 @@ class Evidence:
         if not self._has(SYMBOLS):
             return ()
         found = from_json(self._unpacked(SYMBOLS, MOST), tuple[Symbol, ...], self.path / SYMBOLS)
-        _require_plausible(plausible.symbols(found), self.path / SYMBOLS)
+        _require_plausible(found, self.path / SYMBOLS)
         return found
 
     @cached_property

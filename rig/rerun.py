@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 import rig
-from rig import catalog, ingredients, plausible, prepare, safety
+from rig import catalog, ingredients, prepare
 from rig.checks import REGISTRY
 from rig.errors import Cancelled, CouldNotJudge, EvidenceError, MachineError, RequestError
 from rig.evidence import VMCORE, Evidence
@@ -30,6 +30,7 @@ from rig.ingredients import CACHE, OWN, Lost
 from rig.loads import LOADS
 from rig.matrix import WIDTH
 from rig.model import DumpTo, Guest, Ingredients, Kernel, Options, PackageId, Repeat, RunPlan, RunResult, Scenario
+from rig.rules import everywhere, numbers, words
 from rig.triggers import TRIGGERS
 from rig.vm.qemu import MONITOR, SANDBOX, Wiring, argv, parse_version, qemu_version
 
@@ -66,10 +67,8 @@ def read_evidence(directory: Path) -> Evidence:
     plan = evidence.facts.plan
     if evidence.facts.skip:
         raise RequestError(f"{directory}: nothing was run: {evidence.facts.skip}")
-    manifest = evidence.facts.manifest
-    made_of = (map(str, ingredients.files(manifest.ingredients)), manifest.packages.values()) if manifest else ((), ())
-    for complaint in (*_plan_complaints(plan), *safety.manifest_complaints(*made_of)):
-        raise RequestError(f"{directory / 'run.json'}: {complaint}", hint="no rig wrote this; it is not run")
+    for where, complaint in (*_plan_complaints(plan), *everywhere(evidence.facts.manifest, words.RULES, "manifest")):
+        raise RequestError(f"{directory / 'run.json'}: {where}: {complaint}", hint="no rig wrote this; it is not run")
     _refuse_foreign_sources(directory, plan)
     scenario = plan.scenario
     named = ((scenario.checks, REGISTRY, "check"), ((scenario.trigger,), TRIGGERS, "trigger"))
@@ -98,7 +97,7 @@ def _refuse_foreign_sources(directory: Path, plan: RunPlan) -> None:
             )
 
 
-def _plan_complaints(plan: RunPlan) -> Iterator[str]:
+def _plan_complaints(plan: RunPlan) -> Iterator[tuple[str, str]]:
     """Evidence may be a stranger's: what goes into commands is held to the rules of the catalogue. Whether a user's own
     image is still there is said later."""
     parts: dict[str, Guest | Kernel | Scenario] = {
@@ -109,10 +108,10 @@ def _plan_complaints(plan: RunPlan) -> Iterator[str]:
     }
     for part, entry in (parts | ({"into": plan.into} if plan.into else {})).items():
         if not catalog.NAME.fullmatch(entry.name) and not (isinstance(entry, Kernel) and entry.image):
-            yield f"plan.{part}.name: {entry.name!r} can't be a name"
+            yield f"plan.{part}.name", f"{entry.name!r} can't be a name"
         for key, complaint in catalog.complaints(entry):
             if key not in ("image", "vmlinux"):
-                yield f"plan.{part}.{key}: {complaint}"
+                yield f"plan.{part}.{key}", complaint
 
 
 def options_of(evidence: Evidence, options: Options) -> Options:
@@ -132,7 +131,7 @@ class _Environment(msgspec.Struct):
     """Of the environment what a repetition takes from it."""
 
     accel: Literal["auto", "tcg", "kvm"] | None = None
-    deadline: Annotated[float, msgspec.Meta(gt=0, le=plausible.SECONDS)] | None = None
+    deadline: Annotated[float, msgspec.Meta(gt=0, le=numbers.SECONDS)] | None = None
     sabotage_seed: int | None = None
     qemu: str = ""
     argv: tuple[str, ...] = ()

@@ -99,7 +99,7 @@ def test_evidence_does_not_say_what_is_unpacked_where(facts: Facts, tmp_path: Pa
     """A package's name is part of the path that it is unpacked to."""
     assert facts.manifest is not None
     packages = {path: replace(package, name="../../x") for path, package in facts.manifest.packages.items()}
-    with pytest.raises(RequestError, match=r"'\.\./\.\./x' is no package's name"):
+    with pytest.raises(RequestError, match=r"'\.\./\.\./x' is not a package's name"):
         rerun.read_evidence(left(replace(facts, manifest=replace(facts.manifest, packages=packages)), tmp_path))
 
 

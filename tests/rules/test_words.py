@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from rig import catalog, safety
+from rig import catalog
 from rig.errors import CatalogueError
 from rig.model import PackageId
+from rig.rules import everywhere, own, words
 from tests.test_catalog import GUEST, KERNEL, KNOWN, SCENARIO
 
 SHA = "0" * 64
@@ -55,23 +56,25 @@ def test_quotes_are_part_of_a_command_line() -> None:
     """dyndbg="file x.c +p" is one parameter to the kernel (next_arg() in lib/cmdline.c)."""
     guest = catalog.load().guests["x86_64"]
     quoted = dataclasses.replace(guest, cmdline="""dyndbg="file kexec.c +p" a='b' $x;""")
-    assert list(safety.complaints(quoted)) == []
+    assert list(own(quoted, words.RULES)) == []
 
 
 @pytest.mark.parametrize(
     ("path", "package", "complaint"),
     [
-        ("cache/../../etc/passwd", {}, "leads out of its directory"),
-        ("cache/x", {"name": "../../autostart/x"}, "is no package's name"),
-        ("cache/x", {"name": "-oX"}, "is no package's name"),
-        ("cache/x", {"version": "1 -oX"}, "is no package's version"),
-        ("cache/x", {"sha256": "*"}, "is no package's sha256"),
-        ("cache/x", {"arch": "../x"}, "is no package's architecture"),
+        ("cache/../../etc/passwd", {}, "is not a path that stays in its directory"),
+        ("cache/x", {"name": "../../autostart/x"}, "is not a package's name"),
+        ("cache/x", {"name": "-oX"}, "is not a package's name"),
+        ("cache/x", {"name": ""}, "is not a package with all its names"),
+        ("cache/x", {"version": "1 -oX"}, "is not a package's version"),
+        ("cache/x", {"sha256": "*"}, "is not a package's sha256"),
+        ("cache/x", {"arch": "../x"}, "is not a package's architecture"),
     ],
 )
 def test_what_a_stranger_was_made_of(path: str, package: dict[str, str], complaint: str) -> None:
     good = PackageId("linux-image-6.1.0-9-amd64", "6.1.27-1+deb12u1~x", "amd64", SHA)
-    assert list(safety.manifest_complaints(["cache/a/b", "/home/me/bzImage"], [good])) == []
-    assert [complaint in one for one in safety.manifest_complaints([path], [dataclasses.replace(good, **package)])] == [
-        True
-    ]
+    assert list(everywhere([Path("cache/a/b"), Path("/home/me/bzImage"), good], words.RULES)) == []
+    told = everywhere({"file": Path(path), "package": dataclasses.replace(good, **package)}, words.RULES, "manifest")
+    ((where, said),) = told
+    assert where.startswith("manifest.package" if package else "manifest.file")
+    assert complaint in said
