@@ -18,6 +18,7 @@ from functools import cached_property
 from typing import IO, TYPE_CHECKING, Any, Final
 
 from rig.late import late
+from rig.reading import stumbling
 
 if TYPE_CHECKING:
     from elftools.elf.elffile import ELFFile
@@ -246,15 +247,9 @@ def of_file(file: IO[bytes]) -> Elf:
     return Elf(file)
 
 
-@contextlib.contextmanager
-def _stumbling(over: str) -> Iterator[None]:
+def _stumbling(over: str) -> contextlib.AbstractContextManager[None]:
     """pyelftools does not promise what it raises for a broken file."""
-    try:
-        yield
-    except OSError:
-        raise
-    except Exception as problem:
-        raise ElfError(f"{over} can't be read: {type(problem).__name__}: {problem}") from problem
+    return stumbling(lambda problem: ElfError(f"{over} can't be read: {type(problem).__name__}: {problem}"), bugs=True)
 
 
 def _word(value: object, what: str) -> str:

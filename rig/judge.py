@@ -14,7 +14,7 @@ from rig.handover import HandOver, last_words
 from rig.memory import levels
 from rig.memory.physical import OutsideMemory
 from rig.model import PAGE_SIZE, Checkpoint, CheckResult, Failure, RunResult, Verdict
-from rig.reading import stumbling
+from rig.reading import over_evidence
 
 SURVIVES = {"crash-kernel-boots", "jump-returns"}  # fail when the guest dies
 
@@ -76,7 +76,7 @@ def judge_dir(path: Path) -> RunResult:
         raise RequestError(
             f"{path} is not an evidence directory: it has no run.json", hint="give a directory below results/"
         )
-    with stumbling(path):
+    with over_evidence(path):
         return judge(Evidence(path))
 
 

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import gzip
 import random
 import secrets
-import struct
 import threading
 import time
 import traceback
-import zlib
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -27,6 +24,7 @@ from rig.late import late
 from rig.loads import LOADS
 from rig.memory.physical import OutsideMemory
 from rig.model import Checkpoint, CpuState, Options, Phase, Range, RunPlan
+from rig.reading import stumbling
 from rig.triggers import READY, TRIGGERS, trigger_line
 from rig.vm.deadline import Deadline
 from rig.vm.gdbstub import GdbStub
@@ -90,10 +88,6 @@ def hint_for(problem: CouldNotJudge, phase: str) -> str:
     return DIED_OF if isinstance(problem, GuestDied) else BROKEN
 
 
-# What the readers of words and bytes raise for what nobody foresaw. A guest may say anything.
-NONSENSE = (LookupError, ValueError, EOFError, struct.error, zlib.error, gzip.BadGzipFile)
-
-
 class Run:
     """The mutable state of one run: the facts gathered so far."""
 
@@ -145,22 +139,23 @@ class Run:
         console = self.writer.size(CONSOLE)
         started = time.monotonic()
         try:
-            yield Deadline.after(self.options.deadline, what)
+            with stumbling(self._makes_no_sense):
+                yield Deadline.after(self.options.deadline, what)
         except CouldNotJudge as problem:
             problem.phase = problem.phase or name
             problem.hint = problem.hint or hint_for(problem, name)
             raise
-        except NONSENSE as problem:
-            self.writer.write(TRACEBACK, traceback.format_exc().encode())
-            error = ProtocolError(
-                f"what was read from the guest or from QEMU makes no sense: {type(problem).__name__}: {problem}",
-                hint=f"{TRACEBACK} shows where it was read, console.log and control.log what the guest said",
-            )
-            error.phase = name
-            raise error from problem
         finally:
             phase = Phase(name, round(time.monotonic() - started, 3), console)
             self.learn(phases=(*self.facts.phases, phase))
+
+    def _makes_no_sense(self, problem: Exception) -> ProtocolError:
+        """What was read may be anything: a guest says it."""
+        self.writer.write(TRACEBACK, "".join(traceback.format_exception(problem)).encode())
+        return ProtocolError(
+            f"what was read from the guest or from QEMU makes no sense: {type(problem).__name__}: {problem}",
+            hint=f"{TRACEBACK} shows where it was read, console.log and control.log what the guest said",
+        )
 
     def ended_itself(self, vm: Vm) -> bool:
         """Was it the guest's own doing, or QEMU's? QMP may tell a moment later than the gdbstub."""

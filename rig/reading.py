@@ -4,11 +4,14 @@ and written without following what lies there."""
 from __future__ import annotations
 
 import contextlib
+import gzip
 import os
 import stat
+import struct
 import threading
 import traceback
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,26 +23,43 @@ if TYPE_CHECKING:
 else:
     zstandard = late("zstandard")
 
+# What the readers of words and bytes raise for what nobody foresaw; anything else is a bug of the rig's.
+_NONSENSE = (LookupError, ValueError, EOFError, struct.error, zlib.error, gzip.BadGzipFile)
 _STRANGER = "the rig leaves no such thing: take the directory for damaged, or forged"
 
 
 @contextlib.contextmanager
-def stumbling(directory: Path) -> Iterator[None]:
-    """What nobody foresaw that evidence could say is the evidence's trouble, and told as such: an EvidenceError that
-    names the place in the rig that stumbled over it.
+def stumbling(told: Callable[[Exception], Exception], *, bugs: bool = False) -> Iterator[None]:
+    """What nobody foresaw that a guest or a file could say is its trouble, and told as such.
+
+    told: the error to raise instead. bugs: also of what looks like a bug of the rig's, where the input is a stranger's
+    and whoever reads it is not. The rig's own errors and those of files that can't be read stay what they are.
     """
     try:
         yield
+    except _NONSENSE as problem:
+        raise told(problem) from problem
     except (RigError, OSError):
         raise
-    except Exception as bug:
+    except Exception as problem:
+        if not bugs:
+            raise
+        raise told(problem) from problem
+
+
+def over_evidence(directory: Path) -> contextlib.AbstractContextManager[None]:
+    """stumbling() over somebody's evidence: an EvidenceError that names the place in the rig that it was."""
+
+    def told(bug: Exception) -> EvidenceError:
         frame = traceback.extract_tb(bug.__traceback__)[-1]
         last = " ".join(traceback.format_exception_only(bug)[-1].split())
-        raise EvidenceError(
+        return EvidenceError(
             f"{directory}: the rig can make no sense of it: {last[:200]} in {frame.name} "
             f"({Path(frame.filename).name}:{frame.lineno})",
             hint="if it is as a rig of this version wrote it, this is a bug of the rig: report it with the directory",
-        ) from bug
+        )
+
+    return stumbling(told, bugs=True)
 
 
 def require_regular(path: Path) -> None:

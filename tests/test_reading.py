@@ -63,7 +63,7 @@ def test_a_frame_is_unpacked_up_to_its_limit() -> None:
 
 def test_what_nobody_foresaw_names_its_place() -> None:
     with pytest.raises(EvidenceError, match=r"run: the rig can make no sense of it: KeyError: 'x' in test_what_nob"):  # noqa: SIM117
-        with reading.stumbling(Path("run")):
+        with reading.over_evidence(Path("run")):
             raise KeyError("x")
-    with pytest.raises(RequestError, match="as it is"), reading.stumbling(Path("run")):
+    with pytest.raises(RequestError, match="as it is"), reading.over_evidence(Path("run")):
         raise RequestError("as it is")

@@ -30,14 +30,14 @@ def add_options(sub: argparse.ArgumentParser) -> None:
 
 
 def compare(args: argparse.Namespace) -> int:
-    from rig.reading import stumbling
+    from rig.reading import over_evidence
     from rig.report.compare import exit_code
     from rig.report.directories import is_run
 
     pairs, unmatched = pair_up(args.before, args.after)
     comparisons = []
     for before, after in pairs:
-        with stumbling(after):
+        with over_evidence(after):
             comparisons.append(_compare(before, after))
     if args.html is not None:
         _write_page(args.html, comparisons, unmatched)

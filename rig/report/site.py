@@ -19,7 +19,7 @@ from rig.evidence import MOST_CONSOLE, VMCORE, Evidence
 from rig.history import FILE, History, Record, key_of
 from rig.judge import judge_dir
 from rig.model import RunResult
-from rig.reading import stumbling, write_anew
+from rig.reading import over_evidence, write_anew
 from rig.report.directories import MARK, RUNS, Tell, read_result, runs_in
 from rig.report.html import render_run
 from rig.report.html.history import render_history
@@ -117,7 +117,7 @@ def write_page(directory: Path) -> Path:
 
 def _page(result: RunResult, directory: Path) -> str:
     evidence = Evidence(directory)
-    with stumbling(directory):
+    with over_evidence(directory):
         return render_run(result, evidence, hand_over_listing(evidence))
 
 
