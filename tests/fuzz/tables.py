@@ -86,3 +86,31 @@ def _addresses(mode: PagingMode, indices: list[int]) -> tuple[int, ...]:
             virtual |= (index & (1 << level.bits) - 1) << level.shift
         found.append(canonical(shape, virtual))
     return tuple(found)
+
+
+# ---------------------------------------------------------------- what campaigns begin with
+
+_LINK, _LARGE = 0x67, 0xE7  # present, writable, user, accessed, dirty; and with PS
+_BARE = 0x21  # of that what a PAE PDPTE may have
+
+
+def seeds() -> list[bytes]:
+    """In each mode, at each level: a page or table, a large page, and each way in which an entry can go wrong."""
+    found = []
+    for number, mode in enumerate(PagingMode):
+        bits = [_BARE if mode is PagingMode.PAE and not table else _LINK for table in range(len(MODES[mode].levels))]
+        for last, link in enumerate(bits):
+            way = [(table, table + 2, bits[table], 0) for table in range(last)]
+            # a page or a table, a loop to the root, one to the table itself, where there is no memory, a large page
+            entries = [(last, page, link, 0) for page in (5, 1, last + 1, 12)] + [(last, 0, _LARGE, 0)]
+            entries += [
+                (last, page, low, high) for page, low in ((5, link), (0, _LARGE)) for high in range(1, len(_HIGH))
+            ]
+            found += [_input(number, [*way, entry]) for entry in entries]
+    return found
+
+
+def _input(mode: int, entries: list[tuple[int, int, int, int]]) -> bytes:
+    """Tables of (table, page pointed to, bits 7:0, which of _HIGH), each at index 1; CR4.PSE, EFER.NXE, all bits."""
+    rows = (_FORM.pack(table, 1, page, low, high) for table, page, low, high in entries)
+    return bytes([mode | 0x3C, 0]) + b"".join(rows)
