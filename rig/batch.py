@@ -18,7 +18,8 @@ from typing import Any
 
 import rig
 from rig.errors import EvidenceError, RequestError
-from rig.evidence import MOST, Evidence, from_json, to_json
+from rig.evidence.reader import MOST, Evidence, from_json
+from rig.evidence.writer import to_json
 from rig.facts import UNKNOWN
 from rig.matrix import ENDED_WORKERS, RETRY_BECAUSE, RETRY_OF, reason
 from rig.model import Kernel, KernelIdentity, RunPlan, RunResult, Verdict

@@ -24,7 +24,9 @@ from rig.errors import (
     NotOffered,
     RequestError,
 )
-from rig.evidence import LISTING, TRACEBACK, Evidence, EvidenceWriter, to_json
+from rig.evidence import LISTING, TRACEBACK
+from rig.evidence.reader import Evidence
+from rig.evidence.writer import EvidenceWriter, to_json
 from rig.facts import DumpInfo, Facts, Hypervisor, Kimage, PlainPanic
 from rig.guest import arming
 from rig.guest.cache import blaming, default_root

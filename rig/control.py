@@ -15,7 +15,7 @@ from functools import cached_property
 from rig import operands
 from rig.disassembly import width
 from rig.errors import EvidenceError
-from rig.evidence import Evidence
+from rig.evidence.reader import Evidence
 from rig.handover import HandOver, Live, Touch, touches
 from rig.kernel.symbols import MACHINE_KEXEC
 from rig.memory.paging import NotMapped

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import IO
 
 from rig.errors import EvidenceError, GuestHung, NotOffered
-from rig.evidence import DOM0, FILTERED_HEADERS, HEADERS, PGD, EvidenceWriter
+from rig.evidence import DOM0, FILTERED_HEADERS, HEADERS, PGD
 from rig.evidence import VMCORE as KEPT
+from rig.evidence.writer import EvidenceWriter
 from rig.facts import Transfer
 from rig.guest import disk, makedumpfile, ssh
 from rig.guest.keys import RunKeys

@@ -1,4 +1,4 @@
-"""What a run says besides memory, registers and recordings: run.json. Frozen; written and read by rig.evidence."""
+"""What a run says besides memory, registers and recordings: run.json. Frozen; kept by rig.evidence."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from functools import cached_property
 from rig import operands
 from rig.disassembly import disassemble, width
 from rig.errors import EvidenceError
-from rig.evidence import Evidence
+from rig.evidence.reader import Evidence
 from rig.memory import levels, paging
 from rig.memory.paging import NotMapped, Translation
 from rig.memory.physical import Memory, OutsideMemory

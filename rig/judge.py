@@ -8,7 +8,8 @@ from pathlib import Path
 
 from rig.checks import run_check
 from rig.errors import EvidenceError, RequestError
-from rig.evidence import LISTING, Evidence
+from rig.evidence import LISTING
+from rig.evidence.reader import Evidence
 from rig.facts import Damage, Facts
 from rig.handover import HandOver, last_words
 from rig.memory import levels

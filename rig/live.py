@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import rig
 from rig.errors import CouldNotJudge, EvidenceError, GuestDied, GuestError, GuestHung, ProtocolError
-from rig.evidence import CONSOLE, DIED, TRACEBACK, EvidenceWriter
+from rig.evidence import CONSOLE, DIED, TRACEBACK
+from rig.evidence.writer import EvidenceWriter
 from rig.facts import Facts, Pattern
 from rig.guest.dom0 import CAPABILITIES, DOM0
 from rig.kernel import symbols

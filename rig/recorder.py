@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rig.errors import ProtocolError
-from rig.evidence import DIED, EvidenceWriter
+from rig.evidence import DIED
+from rig.evidence.writer import EvidenceWriter
 from rig.memory.image import FileRange, PagesMemory, RangesMemory
 from rig.memory.physical import VGA_TEXT, Memory
 from rig.memory.ram import Capture, Ram

@@ -22,7 +22,8 @@ import rig
 from rig import catalog, ingredients, prepare
 from rig.checks import REGISTRY
 from rig.errors import Cancelled, CouldNotJudge, EvidenceError, MachineError, RequestError
-from rig.evidence import VMCORE, Evidence
+from rig.evidence import VMCORE
+from rig.evidence.reader import Evidence
 from rig.facts import Facts, Manifest
 from rig.guest.packages import PackageCache
 from rig.guest.provenance import tree_of

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from rig.evidence import DIED, FILTERED_HEADERS, Evidence, EvidenceWriter, to_json
+from rig.evidence import DIED, FILTERED_HEADERS
+from rig.evidence.reader import Evidence
+from rig.evidence.writer import EvidenceWriter, to_json
 from rig.facts import Damage, DumpInfo, Facts, Kimage
 from rig.memory.dump import DumpHashes, Words, cut, hashes_at
 from rig.memory.vmcore import parse_headers

@@ -12,7 +12,7 @@ import pytest
 
 from rig import batch
 from rig.errors import RequestError
-from rig.evidence import EvidenceWriter, to_json
+from rig.evidence.writer import EvidenceWriter, to_json
 from rig.facts import Facts
 from rig.matrix import RETRY_BECAUSE, RETRY_OF
 from rig.model import Failure, Kernel, KernelIdentity, RunPlan, Verdict

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from rig.errors import EvidenceError, MachineError, RequestError
-from rig.evidence import from_json, to_json
+from rig.evidence.reader import from_json
+from rig.evidence.writer import to_json
 from rig.history import FILE, History, key_of, record_of
 from rig.model import CheckResult, RunResult, Verdict
 from tests.report import forge

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from rig import catalog, ingredients
-from rig.evidence import from_json, to_json
+from rig.evidence.reader import from_json
+from rig.evidence.writer import to_json
 from rig.facts import Manifest
 from rig.model import Arch, Brought, Ingredients, KernelFiles, PackageId, Userland
 

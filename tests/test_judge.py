@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from rig.errors import RequestError
-from rig.evidence import Evidence, to_json
+from rig.evidence.reader import Evidence
+from rig.evidence.writer import to_json
 from rig.facts import RegisterDamage
 from rig.judge import judge, judge_dir
 from rig.model import CRASH_KERNEL, Checkpoint, CheckResult, Failure, PagingMode, Range, RunResult, Symbol, Verdict

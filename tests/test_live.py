@@ -9,7 +9,8 @@ import pytest
 
 from rig.catalog import load
 from rig.errors import CouldNotJudge, GuestDied, GuestHung, ProtocolError
-from rig.evidence import TRACEBACK, EvidenceWriter
+from rig.evidence import TRACEBACK
+from rig.evidence.writer import EvidenceWriter
 from rig.live import Run
 from rig.model import Options
 from rig.plan import plan

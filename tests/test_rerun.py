@@ -12,7 +12,8 @@ import pytest
 import rig
 from rig import ingredients, prepare, rerun
 from rig.errors import Cancelled, EvidenceError, PackageError, RequestError
-from rig.evidence import Evidence, EvidenceWriter, to_json
+from rig.evidence.reader import Evidence
+from rig.evidence.writer import EvidenceWriter, to_json
 from rig.facts import Facts
 from rig.guest.packages import PackageCache
 from rig.model import CheckResult, Ingredients, Options, RunPlan, RunResult, Verdict

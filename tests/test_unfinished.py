@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from rig import unfinished
-from rig.evidence import EvidenceWriter
+from rig.evidence.writer import EvidenceWriter
 
 HOLDER = """
 import sys

@@ -20,7 +20,7 @@ SCRIPT = """
 import sys, threading
 from pathlib import Path
 from rig import conductor, warmup
-from rig.evidence import Evidence
+from rig.evidence.reader import Evidence
 from rig.report import text
 with warmup.warmed_up(sys.argv[2:]):
     for thread in threading.enumerate():

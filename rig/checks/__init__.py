@@ -19,7 +19,7 @@ from rig.errors import EvidenceError
 from rig.model import CheckResult, Dump, LoadKind, Verdict
 
 if TYPE_CHECKING:
-    from rig.evidence import Evidence
+    from rig.evidence.reader import Evidence
 
 _CRASH = (LoadKind.CRASH,)
 _KERNELS = (LoadKind.CRASH, LoadKind.PLAIN)  # kinds of what judges the kernel that was started

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rig.errors import EvidenceError
-from rig.evidence import Evidence
+from rig.evidence.reader import Evidence
 from rig.model import CheckResult, Verdict
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from rig import bits
 from rig.disassembly import width
 from rig.errors import EvidenceError
-from rig.evidence import Evidence
+from rig.evidence.reader import Evidence
 from rig.handover import HandOver, Live
 from rig.memory.paging import NotMapped
 from rig.model import Arch, CheckResult, CpuState, Segment, Verdict

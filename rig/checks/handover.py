@@ -12,7 +12,7 @@ from typing import Any
 
 from rig.disassembly import length, width
 from rig.errors import EvidenceError
-from rig.evidence import Evidence
+from rig.evidence.reader import Evidence
 from rig.handover import HandOver, Live, chunks, describe
 from rig.memory.paging import NotMapped
 from rig.memory.physical import OutsideMemory

@@ -8,7 +8,7 @@ from typing import Any
 
 from rig import xen
 from rig.errors import EvidenceError
-from rig.evidence import Evidence
+from rig.evidence.reader import Evidence
 from rig.facts import Hypervisor
 from rig.memory.vmcore import Note, Prstatus
 from rig.model import Checkpoint, CheckResult, CpuState, Verdict

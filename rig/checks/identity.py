@@ -8,7 +8,7 @@ from typing import Any
 
 from rig.control import Way, way_of
 from rig.errors import EvidenceError
-from rig.evidence import Evidence
+from rig.evidence.reader import Evidence
 from rig.facts import Facts
 from rig.handover import Live
 from rig.memory import identity

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from rig.errors import EvidenceError
-from rig.evidence import Evidence
+from rig.evidence.reader import Evidence
 from rig.kernel.pagelist import NOWHERE, wanted_hashes
 from rig.memory.physical import OutsideMemory
 from rig.model import PAGE_SIZE, Checkpoint, CheckResult, Verdict

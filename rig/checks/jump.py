@@ -12,7 +12,7 @@ from rig.checks.ledger import THREAD_SIZE, ad_claims
 from rig.checks.writers import TO_HANDOVER, TO_RETURN, Writers, recorded
 from rig.control import way_of
 from rig.errors import EvidenceError
-from rig.evidence import Evidence
+from rig.evidence.reader import Evidence
 from rig.handover import HandOver, touches
 from rig.kernel import kimage
 from rig.memory import paging

@@ -11,7 +11,7 @@ from typing import Any
 
 from rig.checks.writers import TO_HANDOVER, TO_MACHINE_KEXEC, Interval, before_they_stopped, functions
 from rig.errors import EvidenceError
-from rig.evidence import Evidence
+from rig.evidence.reader import Evidence
 from rig.facts import PerCpu
 from rig.handover import HandOver, Live
 from rig.kernel import ages

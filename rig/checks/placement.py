@@ -10,7 +10,7 @@ from typing import Any
 from rig import operands
 from rig.control import Layout, Way, lay_out, way_of
 from rig.errors import EvidenceError
-from rig.evidence import Evidence
+from rig.evidence.reader import Evidence
 from rig.facts import Facts
 from rig.handover import Live, touches
 from rig.kernel import ages, symbols

@@ -8,7 +8,7 @@ from typing import Any
 
 from rig.checks.writers import writer
 from rig.errors import EvidenceError
-from rig.evidence import Evidence
+from rig.evidence.reader import Evidence
 from rig.facts import Facts
 from rig.memory import levels, paging
 from rig.memory.diff import bytes_changed, changed_ranges

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rig.checks.hypervisor import hypervisor_registers
 from rig.checks.ledger import UNTOLD, claims, slab_claims
 from rig.errors import EvidenceError
-from rig.evidence import Evidence
+from rig.evidence.reader import Evidence
 from rig.kernel import ages
 from rig.memory.diff import changed_ranges
 from rig.memory.dump import Pieces, cut

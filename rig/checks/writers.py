@@ -12,7 +12,7 @@ from typing import Any
 
 from rig.disassembly import disassemble, width
 from rig.errors import EvidenceError
-from rig.evidence import Evidence
+from rig.evidence.reader import Evidence
 from rig.handover import KeptMemory, Tables, Touch, touches
 from rig.model import MACHINE_KEXEC, PAGE_SIZE, Checkpoint, Symbol
 from rig.trace import Step

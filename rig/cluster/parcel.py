@@ -9,7 +9,8 @@ from pathlib import Path
 from rig import ingredients
 from rig.cluster import archive
 from rig.errors import EvidenceError
-from rig.evidence import Evidence, EvidenceWriter
+from rig.evidence.reader import Evidence
+from rig.evidence.writer import EvidenceWriter
 from rig.facts import Manifest
 from rig.model import RunPlan
 from rig.pool import Finished

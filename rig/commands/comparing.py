@@ -82,7 +82,7 @@ def _latest(given: Path) -> Mapping[str, Path]:
 
 def _compare(before: Path, after: Path) -> Comparison:
     from rig.errors import EvidenceError
-    from rig.evidence import Evidence
+    from rig.evidence.reader import Evidence
     from rig.handover import HandOver
     from rig.report.compare import compare as side_by_side
     from rig.report.tracediff import compare_ways, way

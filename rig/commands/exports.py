@@ -74,7 +74,8 @@ def _kcidb(results: Results, origin: str) -> bytes:
 
     :raise EvidenceError: KCIDB would refuse what these results make
     """
-    from rig.evidence import Evidence, to_json
+    from rig.evidence.reader import Evidence
+    from rig.evidence.writer import to_json
     from rig.report.kcidb import kcidb, left_out
 
     told = [(result, Evidence(where).facts.plan.guest.arch) for result, where in results if not left_out(result)]

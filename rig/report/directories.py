@@ -8,7 +8,7 @@ from collections.abc import Callable, Container, Iterable
 from pathlib import Path
 
 from rig.errors import EvidenceError, RequestError
-from rig.evidence import Evidence
+from rig.evidence.reader import Evidence
 from rig.history import FILE
 from rig.model import RunResult
 from rig.report.wording import printable

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from rig import bits
 from rig.errors import EvidenceError
-from rig.evidence import Evidence
+from rig.evidence.reader import Evidence
 from rig.handover import HandOver, describe, last_words
 from rig.trace import Change, Event, Step, changes
 

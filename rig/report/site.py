@@ -15,7 +15,8 @@ from pathlib import Path
 from urllib.parse import quote
 
 from rig.errors import EvidenceError, RequestError, RigError
-from rig.evidence import MOST_CONSOLE, VMCORE, Evidence
+from rig.evidence import VMCORE
+from rig.evidence.reader import MOST_CONSOLE, Evidence
 from rig.history import FILE, History, Record, key_of
 from rig.judge import judge_dir
 from rig.model import RunResult

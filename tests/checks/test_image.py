@@ -8,7 +8,9 @@ import numpy as np
 import xxhash
 
 from rig.checks import run_check
-from rig.evidence import IMAGE, Copied, Evidence, EvidenceWriter, to_json
+from rig.evidence import IMAGE, Copied
+from rig.evidence.reader import Evidence
+from rig.evidence.writer import EvidenceWriter, to_json
 from rig.facts import Kimage
 from rig.kernel.pagelist import NOWHERE
 from rig.memory.packed import pack_hashes

@@ -12,7 +12,9 @@ import pytest
 import xxhash
 
 from rig.checks import run_check
-from rig.evidence import Copied, Evidence, EvidenceWriter, to_json
+from rig.evidence import Copied
+from rig.evidence.reader import Evidence
+from rig.evidence.writer import EvidenceWriter, to_json
 from rig.facts import Facts, Jump
 from rig.model import PAGE_SIZE, Checkpoint, CheckResult, CpuState, Failure, Symbol, Verdict
 from tests.checks.forged_handover import CONTROL, DIRECT, ENTRY, MACHINE_KEXEC, PGD_COPY, RELOCATE_KERNEL, Handover

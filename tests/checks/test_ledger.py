@@ -11,7 +11,7 @@ import zstandard
 
 from rig.checks import run_check
 from rig.checks.ledger import claims
-from rig.evidence import Evidence
+from rig.evidence.reader import Evidence
 from rig.facts import PerCpu
 from rig.memory.ledger import Change, split
 from rig.model import Arch, Checkpoint, CheckResult, Segment, Symbol, Verdict

@@ -12,7 +12,7 @@ import pytest
 import rig.checks
 from rig.checks import REGISTRY, run_check
 from rig.errors import EvidenceError
-from rig.evidence import Evidence
+from rig.evidence.reader import Evidence
 from rig.model import Verdict
 
 PARTS = {"hypervisor-registers"}  # what a check of another family calls

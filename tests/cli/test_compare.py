@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rig import cli
-from rig.evidence import to_json
+from rig.evidence.writer import to_json
 from rig.judge import judge
 from tests import forged_trace
 from tests.forge import scenario

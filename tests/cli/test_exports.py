@@ -12,7 +12,7 @@ import pytest
 
 from rig import cli
 from rig.errors import RequestError
-from rig.evidence import to_json
+from rig.evidence.writer import to_json
 from rig.model import Arch, Verdict
 from tests.cli.pretended import pretend
 from tests.report import forge
@@ -22,7 +22,7 @@ from tests.report import forge
 def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     """The words for two runs, of which there is no more than the result. No page can be written."""
     facts = SimpleNamespace(plan=SimpleNamespace(guest=SimpleNamespace(arch=Arch.AMD64)))
-    monkeypatch.setattr("rig.evidence.Evidence.facts", facts)
+    monkeypatch.setattr("rig.evidence.reader.Evidence.facts", facts)
 
     def no_page(*_: object) -> str:
         raise AssertionError("a page was made")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rig import cli, rerun
-from rig.evidence import EvidenceWriter, to_json
+from rig.evidence.writer import EvidenceWriter, to_json
 from rig.facts import Facts
 from rig.model import Options, Repeat, RunPlan, RunResult, Verdict
 from tests.cli.pretended import Conductor, result, words

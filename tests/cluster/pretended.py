@@ -22,7 +22,7 @@ from rig import ingredients
 from rig.cluster import address
 from rig.cluster.machine import Machine, rig_id
 from rig.errors import Cancelled
-from rig.evidence import EvidenceWriter, to_json
+from rig.evidence.writer import EvidenceWriter, to_json
 from rig.facts import Facts
 from rig.guest.cache import default_root
 from rig.model import Options, RunPlan, RunResult

@@ -10,7 +10,7 @@ import pytest
 from rig import ingredients
 from rig.cluster import archive, parcel
 from rig.errors import EvidenceError
-from rig.evidence import to_json
+from rig.evidence.writer import to_json
 from rig.facts import Facts, Manifest
 from rig.model import RunPlan
 from tests.test_ingredients import made

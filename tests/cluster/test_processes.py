@@ -24,7 +24,7 @@ from rig.cluster import address, client
 from rig.cluster.client import Engine
 from rig.cluster.parcel import Parcel, gathered
 from rig.errors import MachineError
-from rig.evidence import Evidence
+from rig.evidence.reader import Evidence
 from rig.guest.cache import default_root
 from rig.matrix import ENDED_WORKERS
 from rig.model import MOST_MEMORY, Options, RunPlan, Verdict

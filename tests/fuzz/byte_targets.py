@@ -154,7 +154,7 @@ def fuzz_packed(data: bytes) -> None:
     """Pages and hashes in evidence; half of the inputs get past zstd."""
     blob = zstandard.compress(data[1:]) if data[:1] < b"\x80" else data[1:]
     with contextlib.suppress(zstandard.ZstdError):
-        if zstandard.frame_content_size(blob) > _SMALL:  # rig.evidence looks at that first
+        if zstandard.frame_content_size(blob) > _SMALL:  # rig.evidence.reader looks at that first
             return
     with contextlib.suppress(EvidenceError):
         pages = packed.unpack_pages(blob, _SOURCE)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rig import cli
-from rig.evidence import to_json
+from rig.evidence.writer import to_json
 from rig.history import FILE
 from rig.judge import judge
 from tests.forged_trace import machine, way

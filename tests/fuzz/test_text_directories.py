@@ -13,7 +13,7 @@ import pytest
 
 from rig import cli, reading
 from rig.errors import EvidenceError
-from rig.evidence import Evidence
+from rig.evidence.reader import Evidence
 from tests.forge import Machine
 from tests.fuzz.strangers import DAMAGE, SECRET, commands, damaged, make, refuse
 

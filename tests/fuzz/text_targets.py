@@ -21,7 +21,8 @@ from rig import catalog, history, shard, trace
 from rig.checks import REGISTRY
 from rig.commands.common import harmless_json
 from rig.errors import CatalogueError, EvidenceError, ProtocolError, RigError
-from rig.evidence import Evidence, from_json, to_json
+from rig.evidence.reader import Evidence, from_json
+from rig.evidence.writer import to_json
 from rig.handover import HandOver
 from rig.judge import judge
 from rig.model import Guest, Kernel, RunResult, Scenario, Selection

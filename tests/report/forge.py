@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rig.evidence import Evidence
+from rig.evidence.reader import Evidence
 from rig.model import (
     CheckResult,
     CpuState,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rig.evidence import to_json
+from rig.evidence.writer import to_json
 from rig.history import Record, record_of
 from rig.model import CheckResult, KernelIdentity, Phase, RunResult, Verdict
 from tests.report import forge

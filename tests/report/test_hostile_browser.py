@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from rig.errors import EvidenceError
-from rig.evidence import from_json, to_json
+from rig.evidence.reader import from_json
+from rig.evidence.writer import to_json
 from rig.judge import judge
 from rig.model import Checkpoint, RunResult
 from rig.report import site

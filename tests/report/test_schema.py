@@ -12,7 +12,8 @@ import msgspec
 import pytest
 
 from rig.errors import EvidenceError
-from rig.evidence import Evidence, to_json
+from rig.evidence.reader import Evidence
+from rig.evidence.writer import to_json
 from rig.model import RunResult
 from tests.report import forge, kinds
 from tests.report.published import SCHEMA, VALIDATOR

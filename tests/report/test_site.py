@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rig.errors import EvidenceError, RequestError
-from rig.evidence import to_json
+from rig.evidence.writer import to_json
 from rig.history import FILE, History
 from rig.model import Verdict
 from rig.report import site

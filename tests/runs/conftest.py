@@ -16,7 +16,7 @@ import pytest
 import zstandard
 
 from rig.catalog import load
-from rig.evidence import Evidence
+from rig.evidence.reader import Evidence
 from rig.guest.packages import PackageCache
 from rig.model import Checkpoint, PagingMode
 from tests.report.published import VALIDATOR

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rig.evidence import to_json
+from rig.evidence.writer import to_json
 from rig.judge import judge_dir
 from tests.runs.conftest import figures, rig
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rig.evidence import Evidence
+from rig.evidence.reader import Evidence
 from rig.report.listing import hand_over_listing
 from tests.runs.conftest import checks, figures, rig
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from rig.catalog import load
-from rig.evidence import Evidence
+from rig.evidence.reader import Evidence
 from rig.guest.packages import PackageCache
 from rig.kernel.build import obtain
 from tests.runs.conftest import checks, figures, rig

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from rig.catalog import load
-from rig.evidence import Evidence, to_json
+from rig.evidence.reader import Evidence
+from rig.evidence.writer import to_json
 from rig.judge import judge_dir
 from rig.memory import levels
 from rig.model import Checkpoint

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from rig.evidence import Evidence
+from rig.evidence.reader import Evidence
 from rig.model import Verdict
 from tests.runs.conftest import ROOT
 

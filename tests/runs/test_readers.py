@@ -16,7 +16,8 @@ import drgn
 import pytest
 
 from rig.catalog import load
-from rig.evidence import VMCORE, Evidence
+from rig.evidence import VMCORE
+from rig.evidence.reader import Evidence
 from rig.guest.packages import PackageCache
 from rig.kernel.build import obtain
 from rig.model import Arch

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rig.evidence import Evidence
+from rig.evidence.reader import Evidence
 from rig.model import Checkpoint
 from tests.runs.conftest import checks, figures, rig
 

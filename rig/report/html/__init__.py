@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rig.evidence import Evidence
+from rig.evidence.reader import Evidence
 from rig.model import RunResult
 from rig.report.html.render import render
 from rig.report.html.view import build_page

@@ -9,7 +9,8 @@ from itertools import pairwise
 
 from rig.checks import ledger
 from rig.errors import EvidenceError
-from rig.evidence import DIED, Evidence
+from rig.evidence import DIED
+from rig.evidence.reader import Evidence
 from rig.memory.diff import changed_ranges
 from rig.memory.ledger import UNACCOUNTED, Change, Claim, split
 from rig.memory.physical import OutsideMemory

@@ -11,7 +11,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from rig.evidence import Evidence
+from rig.evidence.reader import Evidence
 from rig.memory.diff import changed_ranges
 from rig.report.html.changes import Changed, is_unowned, page_at
 from rig.report.html.page import Link, Sources

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from rig.errors import EvidenceError
-from rig.evidence import DIED, PGD, Evidence
+from rig.evidence import DIED, PGD
+from rig.evidence.reader import Evidence
 from rig.handover import Live
 from rig.memory import levels, paging
 from rig.memory.levels import PRESENT, USER, Leaf, Level

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from rig.evidence import DIED, Evidence
+from rig.evidence import DIED
+from rig.evidence.reader import Evidence
 from rig.facts import Facts
 from rig.model import CpuState, Failure, KernelIdentity, RunResult, Verdict
 from rig.report.html.changes import Changed, changes

@@ -1,59 +1,33 @@
-"""The seam between a live run and its judgement: the only code that writes or reads an evidence directory.
-
-    symbols.json.zst            the kernel's symbols that executed instructions and changed memory lie in
-    trace.log.zst               the way from machine_kexec to the new image, instruction by instruction, as QEMU logged
-                                it: see rig/trace.py
-    before.log.zst              the same from `panic` to machine_kexec, of all CPUs, one after the other (TCG)
-    handover.txt                the hand-over for people, an instruction a line
-    run.json                    Facts: what was run, and what the guest said about itself
-    result.json, report.html    the verdict, and the same for people
-    console.log control.log     the guest's two serial lines, as they came
-    qmp.jsonl                   what the rig and QEMU said to each other
-    qemu.log qemu.stderr        what QEMU said by itself
-    traceback.txt               where the rig itself failed, when it did
-    registers/CHECKPOINT.json   every CPU's registers at that checkpoint
-    memory/panic.hashes.zst     xxh3_64 of every page of RAM at `panic`, 8 bytes each, little-endian, in file order
-    memory/CHECKPOINT.pages.zst the pages that count (rig/memory/packed.py): at `panic` each page that changes later, is
-                                part of the crashed task's page tables, holds its pattern, or differs in the dump;
-                                at later checkpoints every page that differs from `panic` (in `crash-kernel`: outside
-                                the crash region)
-    memory/machine-kexec.*      in a plain kexec or a kexec jump, which have no `panic`, as memory/panic.*
-    memory/handover.pages.zst   in a plain kexec, of the image's pages: destinations that don't hold what was to be
-                                copied there; all others, sources too, as they were when the copying began
-    memory/image.words.zst      in a plain kexec: the pages copied, in their order: physical addresses of the
-                                destinations, of the sources (all ones: zeroes); xxh3_64 of destinations at `handover`
-    back.log.zst                in a kexec jump: the way back, from the image's entry to the return of machine_kexec
-    registers/died.json         every CPU's registers, and
-    memory/died.pages.zst       the pages that differ from `panic`, of a guest that died in the hand-over, or on the way
-                                back from a kexec jump
-    memory/CHECKPOINT.ram.zst   all of RAM, only with --keep-memory
-    vmcore/headers.bin          the front of /proc/vmcore: ELF header, program headers, notes
-    vmcore/pgd.bin              the page that CR3 pointed to, as the dump shows it
-    vmcore/dom0.bin             under a hypervisor: dom0's vmcoreinfo, as the dump shows it
-    vmcore/filtered-headers.bin the same of the dump that makedumpfile made of it (kdump-compressed: with its bitmaps)
-    vmcore/dump.hashes.zst      xxh3_64 of every piece of the whole dump that arrived (rig/memory/dump.py says what a
-                                piece is), in the order of the dump
-    vmcore/vmcore               the whole dump as a user gets it, for crash or drgn: only with --keep-dump
-    vmcore/dump.pages.zst       the pieces of the dump that differ from `panic`, and those that are no whole pages; by
-                                number instead of pfn, filled up with zeroes
-
-A directory is written under a temporary name and renamed when complete: what bears a run's name is whole. What a killed
-rig has left under such a name is removed when the next run begins (rig/unfinished.py).
-"""
+"""Evidence as it is read: by whoever judges a run, from anybody, and nothing in it believed."""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from rig import unfinished
-from rig.errors import EvidenceError, RequestError
+from rig.errors import EvidenceError
+from rig.evidence import (
+    BACK,
+    BEFORE,
+    CONSOLE,
+    DIED,
+    DOM0,
+    DUMP_HASHES,
+    DUMP_PAGES,
+    FILTERED_HEADERS,
+    HEADERS,
+    IMAGE,
+    MEMORY,
+    PGD,
+    REGISTERS,
+    SYMBOLS,
+    TRACE,
+    Copied,
+)
 from rig.facts import Facts
 from rig.late import late
 from rig.model import (
@@ -79,38 +53,19 @@ if TYPE_CHECKING:
     from rig.memory import kdump
     from rig.memory.dump import hashes_at
     from rig.memory.image import PagesMemory
-    from rig.memory.packed import pack_hashes, pack_pages, unpack_hashes, unpack_pages
-    from rig.memory.ram import Ram
+    from rig.memory.packed import unpack_hashes, unpack_pages
     from rig.memory.vmcore import VmcoreHeaders, parse_headers
     from rig.trace import Trace
     from rig.trace import parse as parse_trace
-else:  # nothing of it is needed to begin a directory
+else:  # commands that only look for evidence begin sooner
     np, xxhash, zstandard = late("numpy"), late("xxhash"), late("zstandard")
     kdump, hashes_at = late("rig.memory.kdump"), late("rig.memory.dump:hashes_at")
     PagesMemory = late("rig.memory.image:PagesMemory")
-    pack_hashes, pack_pages = late("rig.memory.packed:pack_hashes"), late("rig.memory.packed:pack_pages")
     unpack_hashes, unpack_pages = late("rig.memory.packed:unpack_hashes"), late("rig.memory.packed:unpack_pages")
     parse_headers, parse_trace = late("rig.memory.vmcore:parse_headers"), late("rig.trace:parse")
 
 T = TypeVar("T")
 
-CONSOLE = "console.log"
-REGISTERS = "registers"
-MEMORY = "memory"
-SYMBOLS = "symbols.json.zst"
-TRACE = "trace.log.zst"
-BEFORE = "before.log.zst"
-BACK = "back.log.zst"
-HEADERS = "vmcore/headers.bin"
-PGD = "vmcore/pgd.bin"
-DOM0 = "vmcore/dom0.bin"
-FILTERED_HEADERS = "vmcore/filtered-headers.bin"
-IMAGE = "memory/image.words.zst"
-DUMP_HASHES = "vmcore/dump.hashes.zst"
-DUMP_PAGES = "vmcore/dump.pages.zst"
-VMCORE = "vmcore/vmcore"
-LISTING = "handover.txt"
-TRACEBACK = "traceback.txt"
 # Bytes that files may have, packed or not, when they are read: far more than runs leave, and what a machine can hold.
 MOST = 16 << 20  # JSON, and what is short
 MOST_PAGES = 512 << 20  # of one checkpoint; as hashes the same is enough for a guest of 256 GiB
@@ -120,37 +75,11 @@ MOST_TRACE = RECORDING_LIMIT + MOST  # QEMU's log, and before it what its thread
 WINDOWS = 1 << 20  # bytes of pages outside a guest's RAM that are kept, too: the VGA window, ROMs
 COPIES = 4  # of a guest's pages one hash file may tell of: a dump can promise a page more than once
 
-# Not a checkpoint: the guest died between `machine-kexec` and `handover`, and QEMU has kept it as it was.
-DIED = "died"
-
-
-@dataclass(frozen=True)
-class Copied:
-    """The pages of a plain kexec's image, in the order of copying. hashes: xxh3_64 of destinations at `handover`."""
-
-    destinations: npt.NDArray[np.uint64]  # physical addresses
-    sources: npt.NDArray[np.uint64]
-    hashes: npt.NDArray[np.uint64]
-
-
-# ---------------------------------------------------------------- JSON
-
-
-def _encode_hook(value: object) -> object:
-    if isinstance(value, Path):
-        return str(value)
-    raise NotImplementedError(f"no JSON for {type(value)}")
-
 
 def _decode_hook(kind: type, value: object) -> object:
     if kind is Path:
         return Path(str(value))
     raise NotImplementedError(f"no {kind} from JSON")
-
-
-def to_json(value: object) -> bytes:
-    """Any of the model's objects as indented UTF-8 JSON, ending in a newline."""
-    return msgspec.json.format(msgspec.json.encode(value, enc_hook=_encode_hook), indent=1) + b"\n"
 
 
 def from_json(blob: bytes, kind: type[T], source: Path) -> T:
@@ -164,121 +93,6 @@ def from_json(blob: bytes, kind: type[T], source: Path) -> T:
 def _require_plausible(told: object, source: Path) -> None:
     if complaint := next(numbers.complaints(told), ""):
         raise EvidenceError(f"{source}: can't be true: {complaint}")
-
-
-# ---------------------------------------------------------------- writing
-
-
-class EvidenceWriter:
-    """Gathers one run's evidence under a temporary name beside its final one, until finish() or discard().
-
-    Raises RequestError when the results directory can't be written.
-    """
-
-    def __init__(self, results: Path, slug: str) -> None:
-        self._results = results
-        self._slug = slug
-        try:
-            self._unfinished = unfinished.begin(results, slug)
-            self.path = self._unfinished.path
-            self._make_folders()
-        except OSError as problem:
-            raise RequestError(
-                f"the results directory {results} can't be written: {problem.strerror}",
-                hint="name another one with --results DIR",
-            ) from problem
-
-    def _make_folders(self) -> None:
-        try:
-            for folder in (REGISTERS, MEMORY):
-                (self.path / folder).mkdir()
-        except OSError:
-            self.discard()
-            raise
-
-    def write(self, name: str, blob: bytes) -> None:
-        """One file; its folder is made."""
-        target = self.path / name
-        target.parent.mkdir(exist_ok=True)
-        target.write_bytes(blob)
-
-    def create(self, name: str) -> IO[bytes]:
-        """One file to be written and read in parts; its folder is made."""
-        target = self.path / name
-        target.parent.mkdir(exist_ok=True)
-        return target.open("w+b")
-
-    def size(self, name: str) -> int:
-        """Bytes of a file as it is now, 0 when it is not there yet."""
-        target = self.path / name
-        return target.stat().st_size if target.exists() else 0
-
-    def write_registers(self, checkpoint: str, cpus: Iterable[CpuState]) -> None:
-        self.write(f"{REGISTERS}/{checkpoint}.json", to_json(tuple(cpus)))
-
-    def write_pages(self, checkpoint: str, pages: Mapping[int, bytes]) -> None:
-        self.write(f"{MEMORY}/{checkpoint}.pages.zst", pack_pages(pages))
-
-    def write_hashes(self, hashes: npt.NDArray[np.uint64], checkpoint: Checkpoint = Checkpoint.PANIC) -> None:
-        self.write(f"{MEMORY}/{checkpoint}.hashes.zst", pack_hashes(hashes))
-
-    def write_image(self, copied: Copied) -> None:
-        self.write(IMAGE, pack_hashes(np.concatenate([copied.destinations, copied.sources, copied.hashes])))
-
-    def write_dump(self, hashes: npt.NDArray[np.uint64], kept: Mapping[int, bytes]) -> None:
-        """hashes: of the pieces of the dump that arrived. kept: pieces of it, by number."""
-        self.write(DUMP_HASHES, pack_hashes(hashes))
-        self.write(DUMP_PAGES, pack_pages({number: piece.ljust(PAGE_SIZE, b"\0") for number, piece in kept.items()}))
-
-    def write_ram(self, checkpoint: Checkpoint, ram: Ram) -> None:
-        """All of RAM, streamed through zstd."""
-        target = self.path / MEMORY / f"{checkpoint}.ram.zst"
-        with target.open("wb") as out, zstandard.ZstdCompressor(1).stream_writer(out) as packed:
-            done = 0
-            while part := ram.read(1 << 22, done):
-                packed.write(part)
-                done += len(part)
-
-    def write_symbols(self, symbols: Iterable[Symbol]) -> None:
-        """Symbols of the first kernel: those that matter to the evidence."""
-        self.write(SYMBOLS, zstandard.compress(to_json(tuple(symbols)), 3))
-
-    def write_before(self, text: str) -> None:
-        """The recording of what led to the hand-over."""
-        self.write(BEFORE, zstandard.compress(text.encode(), 3))
-
-    def write_back(self, text: str) -> None:
-        """The recording of the way back from a kexec jump."""
-        self.write(BACK, zstandard.compress(text.encode(), 3))
-
-    def write_trace(self, text: str) -> None:
-        """The recording of the hand-over, as it came."""
-        self.write(TRACE, zstandard.compress(text.encode(), 3))
-
-    def finish(self) -> Path:
-        """Give the directory its name: SLUG, or SLUG.2, SLUG.3... when earlier runs are there."""
-        self.path.chmod(0o755)
-        for number in range(1, 1_000_000):
-            target = self._results / (self._slug if number == 1 else f"{self._slug}.{number}")
-            if target.exists():
-                continue
-            try:
-                self.path.rename(target)
-            except OSError:  # somebody else took the name in between
-                if target.exists():
-                    continue
-                raise
-            self.path = target
-            self._unfinished.let_go()
-            return target
-        raise RequestError(f"{self._results} is full of runs of {self._slug}")
-
-    def discard(self) -> None:
-        shutil.rmtree(self.path, ignore_errors=True)
-        self._unfinished.let_go()
-
-
-# ---------------------------------------------------------------- reading
 
 
 class Evidence:
