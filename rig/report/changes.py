@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from rig.history import Record
@@ -41,11 +41,21 @@ def by_id(records: Iterable[Record]) -> dict[str, list[Record]]:
 
 
 def changes(cells: Mapping[str, Sequence[Record]]) -> list[Changed]:
-    """All of them, by kind, of each kind the latest first. A cell that is flaky and fails now is in the list twice."""
-    found = [change for runs in cells.values() for change in (_since_last(runs), _flaky(runs)) if change is not None]
+    """All of them, by kind, of each kind the latest first. A cell that is flaky and fails now is in the list twice; one
+    that is flaky and passes now is not fixed: when it was run again, the same kernel came to something else.
+    """
+    found = [change for runs in cells.values() for change in _of_cell(runs)]
     kinds = list(Kind)
     latest_first = sorted(found, key=lambda change: change.record.started, reverse=True)
     return sorted(latest_first, key=lambda change: kinds.index(change.kind))
+
+
+def _of_cell(runs: Sequence[Record]) -> Iterator[Changed]:
+    since, flaky = _since_last(runs), _flaky(runs)
+    if since and not (flaky and since.kind is Kind.FIXED):
+        yield since
+    if flaky:
+        yield flaky
 
 
 def _since_last(runs: Sequence[Record]) -> Changed | None:

@@ -68,6 +68,19 @@ def test_flaky_is_the_same_kernel_with_another_verdict_of_late(
     assert (Kind.FLAKY in kinds(nights(verdicts, kernels))) is flaky
 
 
+@pytest.mark.parametrize(
+    ("verdicts", "kernels", "kind"),
+    [
+        ([E, P], "aa", [Kind.FLAKY]),  # a cell of a matrix, and its second attempt
+        ([P, F, P], "aaa", [Kind.FLAKY]),
+        ([P, F], "aa", [Kind.FAILURE, Kind.FLAKY]),
+        ([F, P], "ab", [Kind.FIXED]),
+    ],
+)
+def test_what_is_flaky_is_not_fixed(verdicts: list[Verdict], kernels: str, kind: list[Kind]) -> None:
+    assert kinds(nights(verdicts, kernels)) == kind
+
+
 def test_runs_that_never_had_a_kernel_are_not_flaky() -> None:
     runs = [record(CELL, "01", E, sha256=""), record(CELL, "02", S, sha256="")]
     assert Kind.FLAKY not in [change.kind for change in changes({CELL: runs})]
