@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -56,6 +57,7 @@ def catalogue(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pyt
     return pytester
 
 
+NO_OTHERS = "PYTEST_DISABLE_PLUGIN_AUTOLOAD"  # plugins of this environment, which take longer to import than the rest
 WORDS = ("-p", "rig.pytest_plugin", "-p", "no:cacheprovider", "scenarios")
 
 
@@ -120,13 +122,15 @@ def test_a_wrong_request_is_refused_once(catalogue: pytest.Pytester, words: list
     assert message in done.stderr.str()
 
 
-def test_runs_side_by_side(catalogue: pytest.Pytester) -> None:
+def test_runs_side_by_side(catalogue: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("xdist")
-    words = (*WORDS, "-n", "2", "--guest", "pae-nopae", "--results", "kept")
+    monkeypatch.setenv(NO_OTHERS, "1")
+    words = (*WORDS, "-p", "xdist", "-n", "2", "--guest", "pae-nopae", "--results", "kept")
     catalogue.runpytest_subprocess(*words).assert_outcomes(skipped=2)
 
 
 def test_the_rigs_own_scenarios_are_collected_when_they_are_named() -> None:
     command = [sys.executable, "-m", "pytest", "-q", "--collect-only", "scenarios", "-k", "panic-nmi and pae"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    alone = {**os.environ, NO_OTHERS: "1"}
+    done = subprocess.run(command, cwd=ROOT, env=alone, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert "scenarios/panic-nmi.toml::panic-nmi@pae/debian-6.1" in done.stdout

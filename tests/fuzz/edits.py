@@ -6,6 +6,7 @@ import copy
 from typing import Any
 
 EDIT = 4  # bytes: where (2), how, with what
+MOST = 64  # edits of a document: with each it may grow, and what is in it is looked through anew
 # Values that a place may get instead: the ends of what numbers can be, other types, words for people and terminals.
 VALUES: tuple[Any, ...] = (
     0, 1, -1, 2, 7, 63, 64, 4095, 4096, 4097, 0x5000, 0x800000, 1 << 31, (1 << 32) - 1, 1 << 40, (1 << 52) - 1,
@@ -37,9 +38,11 @@ def places(document: Any) -> list[tuple[Any, Any]]:
 
 
 def edited(document: Any, data: bytes) -> Any:
-    """A copy of a JSON document, with each EDIT bytes of `data` carried out: another value, none, twice, a bit off."""
+    """A copy of a JSON document, with each EDIT bytes of `data` carried out, up to MOST: another value, none,
+    twice, a bit off.
+    """
     new = copy.deepcopy(document)
-    for at in range(0, len(data) - EDIT + 1, EDIT):
+    for at in range(0, min(len(data), MOST * EDIT) - EDIT + 1, EDIT):
         where, how, what = int.from_bytes(data[at : at + 2], "little"), data[at + 2], data[at + 3]
         if not (known := places(new)):
             break
