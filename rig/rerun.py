@@ -31,7 +31,7 @@ from rig.ingredients import CACHE, OWN, Lost
 from rig.loads import LOADS
 from rig.matrix import WIDTH
 from rig.model import DumpTo, Guest, Ingredients, Kernel, Options, PackageId, Repeat, RunPlan, RunResult, Scenario
-from rig.rules import everywhere, numbers, words
+from rig.rules import entries, everywhere, numbers, words
 from rig.triggers import TRIGGERS
 from rig.vm.qemu import MONITOR, SANDBOX, Wiring, argv, parse_version, qemu_version
 
@@ -110,7 +110,7 @@ def _plan_complaints(plan: RunPlan) -> Iterator[tuple[str, str]]:
     for part, entry in (parts | ({"into": plan.into} if plan.into else {})).items():
         if not catalog.NAME.fullmatch(entry.name) and not (isinstance(entry, Kernel) and entry.image):
             yield f"plan.{part}.name", f"{entry.name!r} can't be a name"
-        for key, complaint in catalog.complaints(entry):
+        for key, complaint in entries.complaints(entry):
             if key not in ("image", "vmlinux"):
                 yield f"plan.{part}.{key}", complaint
 
