@@ -12,7 +12,7 @@ from rig import catalog
 from tests import linters
 
 PARTS = ("unit", "lint", "vm")
-seconds: dict[str, float] = dict.fromkeys(PARTS, 0.0)
+spans: dict[str, tuple[float, float]] = {}  # when the first test of a part began, and the last one ended
 passed: Counter[str] = Counter()
 total: Counter[str] = Counter()
 # Told by the marker, not by a report's keywords: those hold the names of folders, too, and one is tests/vm.
@@ -59,7 +59,8 @@ def own_catalogue_is_read_once() -> Iterator[None]:
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     name = part(report.nodeid, report.nodeid in vm_tests)
-    seconds[name] += report.duration
+    began, ended = spans.get(name, (report.start, report.stop))
+    spans[name] = min(began, report.start), max(ended, report.stop)
     total[name] += report.when == "setup"
     passed[name] += report.when == "call" and report.passed
 
@@ -68,7 +69,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.section("parts")
     for name in PARTS:
         if total[name]:
-            terminalreporter.line(f"{name:5} {passed[name]} of {total[name]} passed in {seconds[name]:.1f} s")
+            began, ended = spans[name]
+            terminalreporter.line(f"{name:5} {passed[name]} of {total[name]} passed in {ended - began:.1f} s")
     for report in terminalreporter.getreports("passed"):
         if report.when == "call" and report.nodeid in vm_tests:
             terminalreporter.line(f"  vm  {report.nodeid}  {report.duration:.1f} s")

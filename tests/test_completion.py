@@ -18,7 +18,11 @@ ROOT = Path(__file__).resolve().parent.parent
 # COMP_WORDS and COMP_CWORD are what bash hands to the function (bash(1), Programmable Completion).
 BASH = """
 . "$1"; shift
-rig() { "$PYTHON" -m rig "$@"; }
+rig() {  # each list of names is asked for once
+    kept="$KEPT/$*"
+    [ -e "$kept" ] || "$PYTHON" -m rig "$@" >"$kept"
+    cat "$kept"
+}
 COMP_WORDS=("$@") COMP_CWORD=$(($# - 1))
 $(complete -p rig | sed 's/.*-F \\([^ ]*\\).*/\\1/')
 printf '%s\\n' "${COMPREPLY[@]}"
@@ -51,7 +55,7 @@ def test_bash(bash_script: Path, words: list[str], expected: set[str]) -> None:
     done = subprocess.run(
         ["bash", "-c", BASH, "bash", str(bash_script), *words],
         cwd=ROOT,
-        env={**os.environ, "PYTHON": sys.executable},
+        env={**os.environ, "PYTHON": sys.executable, "KEPT": str(bash_script.parent)},
         capture_output=True,
         text=True,
         timeout=60,
