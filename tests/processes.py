@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 
@@ -12,3 +13,11 @@ def is_running(pid: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return False
     return status != "Z"
+
+
+def has_ended(pid: int, within: float = 5.0) -> bool:
+    """Whether the process ends within so many seconds. What is killed has ended when the kernel gets round to it."""
+    until = time.monotonic() + within
+    while is_running(pid) and time.monotonic() < until:
+        time.sleep(0.01)
+    return not is_running(pid)

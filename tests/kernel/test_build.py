@@ -17,7 +17,7 @@ from rig.kernel import make
 from rig.kernel.build import Recipe, _apply, _copy_tree, _link_or_copy, _move_tools, fragment_names
 from rig.kernel.config import Option, declared, merge, read_fragment, to_config, unmet
 from rig.model import Arch
-from tests.processes import is_running
+from tests.processes import has_ended
 
 
 def fragment(path: Path, text: str) -> Path:
@@ -203,7 +203,7 @@ class TestMake:
         with pytest.raises(Cancelled):
             run_make(tmp_path, f"all:\n\t@echo $$$$ > {pid}; exec sleep 60\n", cancel)
         watcher.join()
-        assert not is_running(int(pid.read_text()))
+        assert has_ended(int(pid.read_text()))
 
     def test_settings_of_the_callers_own_builds_do_not_reach_it(self) -> None:
         seen = make.environment({"PATH": "/bin", "KCFLAGS": "-O3", "ARCH": "arm", "MAKEFLAGS": "-k"})
