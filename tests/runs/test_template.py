@@ -9,7 +9,7 @@ import pytest
 import zstandard
 from numpy.typing import NDArray
 
-from rig.evidence import Evidence
+from rig.evidence.reader import Evidence
 from rig.memory.physical import VGA_TEXT
 from rig.model import PAGE_SIZE, Checkpoint
 from tests.runs.conftest import GUESTS, Done, checks, rig
