@@ -31,16 +31,21 @@ def matches(pattern: str, valid: str) -> Rule:
     return fits(re.compile(pattern).fullmatch, valid)
 
 
+def optional(rule: Rule) -> Rule:
+    """The rule, unless a text is empty."""
+    return lambda text: rule(text) if text else ()
+
+
 def each(rule: Rule) -> Rule:
     """The rule, for every item of a list."""
     return lambda values: itertools.chain.from_iterable(map(rule, values))
 
 
 def own(value: object, table: Table) -> Iterator[tuple[str, str]]:
-    """(key, what is wrong with its value) of one object. Where there is nothing (None, no text) there is no rule."""
+    """(key, what is wrong with its value) of one object. None has no rules."""
     for key, rule in table.get(type(value), {}).items():
         told = getattr(value, key) if key else value
-        if told is not None and told != "":
+        if told is not None:
             for complaint in rule(told):
                 yield key, complaint
 

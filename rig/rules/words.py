@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rig.model import Arch, Guest, Kernel, PackageId, Scenario
-from rig.rules import Table, each, fits, matches
+from rig.rules import Table, each, fits, matches, optional
 
 # Of a file's name: nothing that leads out of a directory, or looks like an option.
 _PART = r"[A-Za-z0-9][A-Za-z0-9._-]*"
@@ -29,7 +29,6 @@ _CPU = matches(rf"{_PART}(?:,[+-]?{_PART}(?:=[A-Za-z0-9._-]+)?)*", "a CPU model:
 _WORD = matches(r"[!-~]*", "one word of a command line")
 # Newlines end a command line for the boot protocol's tools, and a line of the guest's shell.
 _LINE = matches(r"[ -~]*", "a command line: printable ASCII")
-_NAMED = fits(lambda package: package.name and package.version and package.arch, "a package with all its names")
 _STAYS = fits(lambda path: ".." not in path.parts, "a path that stays in its directory")
 
 RULES: Table = {
@@ -40,18 +39,18 @@ RULES: Table = {
         "crashkernel": _WORD,
         "cmdline": _LINE,
         "crash_cmdline": _LINE,
-        "hypervisor": _PACKAGE,
+        "hypervisor": optional(_PACKAGE),
         "hypervisor_cmdline": _LINE,
     },
     Scenario: {"cmdline": _LINE, "crash_cmdline": _LINE, "crashkernel": _WORD},
     Kernel: {
         "flavours": each(_NAME),
-        "headers": _HEADERS,
-        "source": _PACKAGE,
+        "headers": optional(_HEADERS),
+        "source": optional(_PACKAGE),
         "config": each(_TEMPLATE),
-        "patch": _NAME,
+        "patch": optional(_NAME),
     },
     # What a run was made of.
-    PackageId: {"": _NAMED, "name": _PACKAGE, "version": _VERSION, "sha256": _SHA256, "arch": _ARCHITECTURE},
+    PackageId: {"name": _PACKAGE, "version": _VERSION, "sha256": _SHA256, "arch": _ARCHITECTURE},
     type(Path()): {"": _STAYS},  # pathlib makes a Path of the machine's own kind
 }

@@ -45,6 +45,8 @@ def test_sound_ones_are() -> None:
         ({"damage": (Damage(0, 1 << 40, 0, 0),)}, "damage[0]: of 1099511627776 bytes"),
         ({"phases": (Phase("boot", -1.0),)}, "phases[0].seconds"),
         ({"phases": (Phase("\x1b[2J", 1.0),)}, "phases[0].name"),
+        ({"phases": (Phase("", 1.0),)}, "phases[0].name"),
+        ({"plan": replace(FACTS.plan, scenario=forge.scenario(load=""))}, "plan.scenario.load"),
         ({"phases": (Phase("boot", 1.0, -5),)}, "phases[0].console"),
         ({"jump_ended": Jump(1 << 64, None, ("", ""))}, "jump_ended.status"),
         ({"environment": {"a": {"b": [float("inf")]}}}, "environment.a.b[0]"),

@@ -65,7 +65,7 @@ def test_quotes_are_part_of_a_command_line() -> None:
         ("cache/../../etc/passwd", {}, "is not a path that stays in its directory"),
         ("cache/x", {"name": "../../autostart/x"}, "is not a package's name"),
         ("cache/x", {"name": "-oX"}, "is not a package's name"),
-        ("cache/x", {"name": ""}, "is not a package with all its names"),
+        ("cache/x", {"name": ""}, "is not a package's name"),
         ("cache/x", {"version": "1 -oX"}, "is not a package's version"),
         ("cache/x", {"sha256": "*"}, "is not a package's sha256"),
         ("cache/x", {"arch": "../x"}, "is not a package's architecture"),
