@@ -40,8 +40,8 @@ def begin(results: Path, slug: str) -> Unfinished:
     :raise OSError: it can't be made
     """
     results.mkdir(parents=True, exist_ok=True)
-    with _swept(Path(tempfile.gettempdir())):
-        pass
+    with contextlib.suppress(OSError), _swept(Path(tempfile.gettempdir())):
+        pass  # a run does without a temporary directory, as long as it needs none
     return _make(results, slug)
 
 

@@ -80,6 +80,12 @@ def test_a_temporary_one_is_private_and_goes_when_it_is_left(temporary: Path) ->
     assert not hidden(temporary)
 
 
+def test_a_run_needs_no_temporary_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
+    unfinished.begin(tmp_path, "run").let_go()
+    assert len(hidden(tmp_path)) == 1
+
+
 def test_another_user_s_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = tmp_path / ".rig.run.x"
     theirs.mkdir()
