@@ -13,11 +13,13 @@ import fcntl
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 PREFIX = ".rig."  # of the name: nothing else of a user's is called so
+MOMENT = 60.0  # seconds, of which microseconds pass between making a directory and locking it
 
 
 @dataclass
@@ -40,14 +42,15 @@ def begin(results: Path, slug: str) -> Unfinished:
     :raise OSError: it can't be made
     """
     results.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(OSError), _swept(Path(tempfile.gettempdir())):
-        pass  # a run does without a temporary directory, as long as it needs none
+    _sweep(results)
+    with contextlib.suppress(OSError):  # a run does without a temporary directory, as long as it needs none
+        _sweep(Path(tempfile.gettempdir()))
     return _make(results, slug)
 
 
 @contextlib.contextmanager
 def temporary(slug: str) -> Iterator[Path]:
-    """A new directory in TMPDIR that only the user can enter, gone at the end, or when the next rig begins.
+    """A new directory in TMPDIR that only the user can enter, gone at the end, or when the next rig begins a run.
 
     :raise OSError: it can't be made
     """
@@ -60,42 +63,33 @@ def temporary(slug: str) -> Iterator[Path]:
 
 
 def _make(parent: Path, slug: str) -> Unfinished:
-    with _swept(parent) as locks:
-        path = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{slug}.", dir=parent))
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-        if locks:
-            _locked(descriptor)
-        return Unfinished(path, descriptor)
-
-
-@contextlib.contextmanager
-def _swept(parent: Path) -> Iterator[bool]:
-    """What killed rigs left there is gone. Whether directories have locks there; without (NFS) nothing is removed.
-
-    The lock of `parent` itself is held meanwhile, so that nobody finds a directory that is made but not locked yet.
-    """
-    lock = os.open(parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        locks = _locked(lock, wait=True)
-        if locks:
-            _sweep(parent)
-        yield locks
-    finally:
-        os.close(lock)
+    path = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{slug}.", dir=parent))
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    _locked(descriptor, wait=True)  # a sweep may be looking at it just now
+    return Unfinished(path, descriptor)
 
 
 def _sweep(parent: Path) -> None:
-    """Remove what nobody holds. Somebody else's stays, whether or not it could be removed."""
+    """Remove what nobody holds. Somebody else's stays, whether or not it could be removed.
+
+    Where directories have no locks (NFS) nothing is removed.
+    """
     for path in parent.glob(f"{PREFIX}*"):
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         except OSError:
             continue
         try:
-            if os.fstat(descriptor).st_uid == os.geteuid() and _locked(descriptor):
+            ours = os.fstat(descriptor).st_uid == os.geteuid()
+            if ours and _locked(descriptor) and not _just_made(descriptor):
                 shutil.rmtree(path, ignore_errors=True)
         finally:
             os.close(descriptor)
+
+
+def _just_made(descriptor: int) -> bool:
+    """Whether its process may not have come to lock it yet: nothing is in it before."""
+    return not os.listdir(descriptor) and time.time() - os.fstat(descriptor).st_mtime < MOMENT
 
 
 def _locked(descriptor: int, *, wait: bool = False) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import subprocess
 import sys
@@ -42,6 +44,13 @@ def other(tmp_path: Path, temporary: Path) -> Iterator[tuple[subprocess.Popen[st
         assert held.parent == temporary
         yield process, theirs
         process.kill()
+
+
+@contextlib.contextmanager
+def open_directory(path: Path) -> Iterator[int]:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    yield descriptor
+    os.close(descriptor)
 
 
 def hidden(results: Path) -> set[Path]:
@@ -88,10 +97,23 @@ def test_a_run_needs_no_temporary_directory(tmp_path: Path, monkeypatch: pytest.
 
 def test_another_user_s_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = tmp_path / ".rig.run.x"
-    theirs.mkdir()
+    (theirs / "memory").mkdir(parents=True)
     monkeypatch.setattr("os.geteuid", lambda: theirs.stat().st_uid + 1)
     unfinished.begin(tmp_path, "run").let_go()
     assert theirs.exists()
+
+
+def test_one_that_is_made_but_not_locked_yet_stays(tmp_path: Path) -> None:
+    """Nobody waits for a lock of TMPDIR, which anybody may hold for ever. An empty one of long ago goes."""
+    made, left = tmp_path / ".rig.run.x", tmp_path / ".rig.run.y"
+    for path in (made, left):
+        path.mkdir()
+    os.utime(left, (1, 1))
+    with open_directory(tmp_path) as descriptor:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        unfinished.begin(tmp_path, "next").let_go()
+    assert made.exists()
+    assert not left.exists()
 
 
 def test_what_is_not_the_rig_s_own_stays(tmp_path: Path) -> None:
