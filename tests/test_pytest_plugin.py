@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import subprocess
-import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -129,8 +126,9 @@ def test_runs_side_by_side(catalogue: pytest.Pytester, monkeypatch: pytest.Monke
     catalogue.runpytest_subprocess(*words).assert_outcomes(skipped=2)
 
 
-def test_the_rigs_own_scenarios_are_collected_when_they_are_named() -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "--collect-only", "scenarios", "-k", "panic-nmi and pae"]
-    alone = {**os.environ, NO_OTHERS: "1"}
-    done = subprocess.run(command, cwd=ROOT, env=alone, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    assert "scenarios/panic-nmi.toml::panic-nmi@pae/debian-6.1" in done.stdout
+def test_the_rigs_own_scenarios_are_collected_when_they_are_named(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    done = pytester.runpytest_inprocess("-q", "--collect-only", "scenarios", "-k", "panic-nmi and pae")
+    assert "scenarios/panic-nmi.toml::panic-nmi@pae/debian-6.1" in done.stdout.str()
