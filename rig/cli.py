@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import atexit
-import contextlib
 import gc
 import io
 import os
@@ -13,11 +12,12 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TextIO
 
 import rig
 from rig.commands import bench, clusters, comparing, developer, exports, interactive, reports, runs, stock
 from rig.commands.common import bisect_code, print_json, tell
-from rig.errors import Cancelled, RigError, UnsuitableKernel
+from rig.errors import Cancelled, RigError, UnsuitableKernel, Untold
 from rig.model import Checkpoint, Options, Until
 
 Act = Callable[[argparse.Namespace], int]
@@ -328,15 +328,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code; argparse itself exits with 2 for what it refuses."""
     words = sys.argv[1:] if argv is None else argv
     bisects = _bisects(words)
+    _open_what_is_closed()
     # Python's own 1 for what nobody foresaw would call a kernel bad; a commit, too, as argparse's 2 would.
     try:
         return bisect_code(_main(words)) if bisects else _main(words)
     except SystemExit as refused:
         raise SystemExit((bisect_code(2) if refused.code else 0) if bisects else refused.code) from refused
     except Exception:
-        traceback.print_exc()
-        print("rig: this is a bug of the rig, not of the kernel: nothing was judged", file=sys.stderr)
+        tell(f"this is a bug of the rig, not of the kernel: nothing was judged\n{traceback.format_exc()}")
         return bisect_code(2) if bisects else BUG
+    finally:
+        try:
+            sys.stderr.flush()
+        except OSError:
+            _silence(sys.stderr)
 
 
 def _bisects(words: Sequence[str]) -> bool:
@@ -349,43 +354,57 @@ def _main(words: Sequence[str]) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):  # not so where somebody captures it
         sys.stdout.reconfigure(errors="backslashreplace")  # signs like a tick, in a locale that has none
     try:
-        code: int = args.act(args)
+        code = _act(args, _bisects(words))
         sys.stdout.flush()
-    except Cancelled as error:
-        return _cancelled(error.message)
-    except RigError as error:
-        code = _refuse(error, args.json)
-        # This commit's kernel can't be judged; the next one's may be fit.
-        return 3 if isinstance(error, UnsuitableKernel) and _bisects(words) else code
     except KeyboardInterrupt:
         return _cancelled("cancelled")
-    except BrokenPipeError:
-        return _unread()  # `rig list | head`
+    except BrokenPipeError:  # `rig list | head`
+        code = UNREAD
+    except Untold as error:
+        tell(str(error))
+        code = error.exit_code
     except OSError as problem:
-        return _no_room(problem)
+        tell(_unforeseen(problem))
+        code = BUG
+    else:
+        return code
+    _silence(sys.stdout)
     return code
 
 
-def _unread() -> int:
-    """Whoever read the output has gone."""
-    _silence()
-    return UNREAD
+def _act(args: argparse.Namespace, bisects: bool) -> int:
+    try:
+        code: int = args.act(args)
+        return code
+    except Cancelled as error:
+        return _cancelled(error.message)
+    except Untold:
+        raise  # stdout takes nothing: no JSON on it, either
+    except RigError as error:
+        code = _refuse(error, args.json)
+        # This commit's kernel can't be judged; the next one's may be fit.
+        return 3 if isinstance(error, UnsuitableKernel) and bisects else code
 
 
-def _no_room(problem: OSError) -> int:
+def _unforeseen(problem: OSError) -> str:
     """What no command knew what to do about: stdout on a full disk, most of all."""
     what = f"{problem.filename}: {problem.strerror}" if problem.filename else f"{problem.strerror} (the output?)"
-    with contextlib.suppress(OSError):
-        print(f"rig: {what}\n  hint: make room, or send the output elsewhere", file=sys.stderr)
-    _silence()
-    return BUG
+    return f"{what}\n  hint: make room, or send the output elsewhere"
 
 
-def _silence() -> None:
+def _open_what_is_closed() -> None:
+    """Whoever starts the rig without stdin, stdout or stderr (`>&-`) gets /dev/null there. The next file that is opened
+    would have its number, and what QEMU says there would end in it."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - as long as the process
+
+
+def _silence(stream: TextIO) -> None:
     """What is still buffered must not fail once more at exit, nor change the exit status then."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in (sys.stdout, sys.stderr):
-        os.dup2(nowhere, stream.fileno())
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def _cancelled(text: str) -> int:

@@ -4,6 +4,7 @@
     |-- RequestError             exit 2: the request is wrong
     |   |-- CatalogueError       a TOML file: names file, key and the valid values
     |   `-- UnsuitableKernel     not a bzImage, other architecture, lacks a CONFIG option
+    |-- Untold                   exit 3: there are verdicts, and they are kept, but stdout took not all of them
     `-- CouldNotJudge            exit 3: no verdict could be reached; carries the phase
         |-- MachineError         this machine lacks something (QEMU, disk space, a tool, network)
         |-- PackageError         a package could not be had
@@ -48,6 +49,10 @@ class CatalogueError(RequestError):
 
 class UnsuitableKernel(RequestError):
     """A kernel image that can't be put through the scenario, by what the image itself shows."""
+
+
+class Untold(RigError):
+    """Runs were judged and their results are kept, but they could not be shown. Says where they are."""
 
 
 class CouldNotJudge(RigError):

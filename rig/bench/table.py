@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from rig.bench.figures import Figure, Worse
+from rig.screen import Screen
 
 WIDTH = 80  # columns, of which the names have
 NAME = 37
@@ -84,6 +84,6 @@ def worse_lines(found: Sequence[Worse], compared: int) -> list[str]:
 
 
 def print_table(figures: Sequence[Figure]) -> None:
-    console = Console(highlight=False, width=WIDTH)
+    console = Screen(highlight=False, width=WIDTH)
     console.print(table(figures))
     console.print(summary(figures))

@@ -15,11 +15,12 @@ import signal
 import sys
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rig.errors import Cancelled, RequestError, RigError
+from rig.errors import Cancelled, RequestError, RigError, Untold
 from rig.model import Options, RunPlan, RunResult, Verdict
 
 _UNPRINTABLE = re.compile(r"[^\n -~]")  # and much that is printable
@@ -51,7 +52,8 @@ def tell(text: str) -> None:
     """A line for people on stderr. What came from a file, or from a guest, can't steer the terminal."""
     from rig.report.wording import printable_lines
 
-    print("\n".join(printable_lines(f"rig: {text}")), file=sys.stderr)
+    with contextlib.suppress(OSError):  # who does not take it must not change what the exit status says
+        print("\n".join(printable_lines(f"rig: {text}")), file=sys.stderr, flush=True)
 
 
 # ---------------------------------------------------------------- words
@@ -114,13 +116,37 @@ def carry_out(plans: Sequence[RunPlan], options: Options, show: Callable[[Sequen
     finished = [outcome for outcome in outcomes if outcome is not None]
     if not finished:
         raise Cancelled("cancelled: nothing was written")
-    try:
-        show(finished)
-    finally:  # also when nobody reads it any more
-        keep_history(options.results, finished)
+    show_and_keep(finished, options.results, show)
     if missing := len(plans) - len(finished):
         raise Cancelled(f"cancelled: {missing} of {len(plans)} runs; nothing was written for them")
     return exit_code(result for result, _ in finished)
+
+
+def show_and_keep(finished: Sequence[Finished], results: Path, show: Callable[[Sequence[Finished]], None]) -> None:
+    """Show what was finished, and enter it in the history of the results directory however that ends.
+
+    :raise Untold: stdout took not all of it: says where the results are
+    :raise BrokenPipeError: nobody reads it any more
+    """
+    try:
+        show(finished)
+        sys.stdout.flush()  # what is buffered is not told yet
+    except BrokenPipeError:
+        raise
+    except OSError as problem:
+        raise _untold(problem, finished, results) from problem
+    finally:
+        keep_history(results, finished)
+
+
+def _untold(problem: OSError, finished: Sequence[Finished], results: Path) -> Untold:
+    counted = Counter(result.verdict for result, _ in finished)
+    kept = ", ".join(f"{counted[verdict]} {verdict}" for verdict in Verdict if counted[verdict])
+    where, operand = (finished[0][1], finished[0][1]) if len(finished) == 1 else (results, results / "RESULT_DIR")
+    return Untold(
+        f"stdout: {problem.strerror}: not all of the results could be shown; they are kept in {where} ({kept})",
+        hint=f"make room, or send the output elsewhere; `rig check {operand}` shows what is kept",
+    )
 
 
 def keep_history(results: Path, finished: Sequence[Finished]) -> None:
@@ -159,11 +185,10 @@ def print_verdicts(finished: Sequence[Finished], as_json: bool) -> None:
     if as_json:
         print_json({"runs": [{"directory": where, "result": result} for result, where in finished]})
         return
-    from rich.console import Console
-
     from rig.report.text import verdict_text
+    from rig.screen import Screen
 
-    console = Console(highlight=False)  # styles only where the terminal has them
+    console = Screen(highlight=False)
     for number, (result, where) in enumerate(finished):
         if number:
             console.print()

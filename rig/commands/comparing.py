@@ -110,10 +110,8 @@ def _write_page(
 
 
 def _show(comparisons: Sequence[Comparison], unmatched: tuple[Sequence[str], Sequence[str]], *, alone: bool) -> None:
-    from rich.console import Console
-
     from rig.report.compare_text import many_text, one_text
+    from rig.screen import Screen
 
-    console = Console(highlight=False)  # styles only where the terminal has them
     text = one_text(comparisons[0]) if alone else many_text(comparisons, unmatched)
-    console.print(text, soft_wrap=True)
+    Screen(highlight=False).print(text, soft_wrap=True)

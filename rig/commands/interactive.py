@@ -14,6 +14,7 @@ from rig.commands.common import (
     print_json,
     print_verdicts,
     require_writable,
+    show_and_keep,
 )
 from rig.errors import CouldNotJudge, RequestError
 from rig.model import Checkpoint, RunPlan
@@ -40,7 +41,7 @@ def run_held(args: argparse.Namespace, plans: list[RunPlan]) -> int:
         progress.start(plan.id)
         stop = StopAt(checkpoint, folder, stdin, lambda attachment: _announce(attachment, args.json))
         finished = conductor.run(plan, options, lambda text: progress.say(plan.id, text), cancel, stop)
-    print_verdicts([finished], args.json)
+    show_and_keep([finished], options.results, lambda done: print_verdicts(done, args.json))
     return exit_code([finished[0]])
 
 

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rig.commands.common import cancel_on_signal, exit_code, keep_history, require_writable, tell
+from rig.commands.common import cancel_on_signal, exit_code, require_writable, show_and_keep, tell
 from rig.errors import Cancelled
 from rig.model import Options, RunPlan
 
@@ -56,8 +56,7 @@ def carry_out_cells(
     finished = [outcome for outcome in outcomes if outcome is not None]
     left = room.left(outcomes, request.retry)
     if finished:
-        show(finished)
-        keep_history(options.results, finished)
+        show_and_keep(finished, options.results, show)
     if left:
         raise Cancelled(f"cancelled: {left} of {len(plans)} cells are left; {GO_ON}")
     return exit_code(result for result, _ in finished)
