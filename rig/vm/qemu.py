@@ -65,6 +65,7 @@ OPEN_FILES = Path("/proc/self/fd")
 DISK = "dump"  # the node that the disk is to QEMU
 _MIB = 1 << 20
 _MIGRATION_TIMEOUT = 30.0  # seconds, for a MiB or two of devices' state
+_LAST_WORDS = 1.0  # seconds in which what QEMU has said already is read
 
 
 @dataclass(frozen=True)
@@ -372,8 +373,14 @@ class Vm:
         self.qmp.execute("stop")
 
     def cont(self) -> None:
-        """Let the VM run on after stop()."""
-        self.qmp.execute("cont")
+        """Let the VM run on after stop(). Raises GuestDied when the guest had ended by then."""
+        try:
+            self.qmp.execute("cont")
+        except ProtocolError:
+            # A guest that resets or faults just as it is held stays held: QEMU says first that it has ended.
+            if self.watch.wait_for_end(_LAST_WORDS):
+                self.watch.check()
+            raise
 
     @functools.cached_property
     def ram(self) -> Ram:

@@ -1,15 +1,21 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
-from rig.errors import MachineError, ProtocolError
+from rig.errors import GuestDied, MachineError, ProtocolError
+from rig.vm.console import Console
+from rig.vm.deadline import Ending
 from rig.vm.qemu import (
     QEMU,
     MachineSpec,
+    Vm,
     Wiring,
     argv,
     confinement,
@@ -21,6 +27,7 @@ from rig.vm.qemu import (
     ram_ranges,
     sandboxes,
 )
+from rig.vm.qmp import Qmp
 
 SPEC = MachineSpec(
     memory=512,
@@ -222,3 +229,21 @@ def test_qemu_without_a_sandbox_is_found_out(path: Path) -> None:
     )
     assert qemu_version() == "QEMU emulator version 8.2.0"
     assert confinement()["seccomp"] is False
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_guest_that_ended_as_it_was_held(ends: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """QEMU refuses `cont` then (runstate_needs_reset()), and its event may be dealt with a moment later."""
+    vm = Vm(SPEC)
+
+    def refuse(command: str) -> None:
+        if ends:
+            ending = Ending("triple-fault", "a CPU of the guest took a triple fault")
+            threading.Timer(0.05, vm.watch.end, (ending,)).start()
+        raise ProtocolError(f"QEMU refused {command}: Resetting the Virtual Machine is required")
+
+    monkeypatch.setattr("rig.vm.qemu._LAST_WORDS", 10.0 if ends else 0.01)
+    vm.qmp = cast(Qmp, SimpleNamespace(execute=refuse))
+    vm.console = cast(Console, SimpleNamespace(tail=str))
+    with pytest.raises(GuestDied if ends else ProtocolError, match="triple fault" if ends else "refused cont"):
+        vm.cont()
