@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--go-on", action="store_true", help="leave out what the file has, and nothing is wrong with")
     parser.add_argument("--table", action="store_true", help="only print the table of what the file has")
     args = parser.parse_args(argv)
-    done = table.read(args.into)
+    done, missed = table.read(args.into), []
     if not args.table:
         chosen = [
             (number, fault, phase)
@@ -45,8 +45,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                 if outcome := _inject(fault, phase, guest, Path(folder), args.keep):
                     done[fault.name, phase] = outcome
                     table.write(args.into, done)
+                else:
+                    missed.append(f"{fault.name}@{phase}")
     print(table.markdown(done.values()))
-    return 1 if any(outcome.wrong for outcome in done.values()) else 0
+    if missed:  # which shows nothing, so that it must not look like success
+        print(f"\nnot injected: {', '.join(missed)}")
+    return 1 if missed or any(outcome.wrong for outcome in done.values()) else 0
 
 
 def _inject(fault: Fault, phase: str, guest: str, folder: Path, keep: Path | None) -> Outcome | None:

@@ -18,6 +18,9 @@ from tests.faults.subject import LIVE, PHASES
 PASS, FAIL, ERROR = "pass", "fail", "error"
 GAVE_UP = "gave up"  # exit 3 without a result: says why, and what to do
 REFUSED, CANCELLED, UNREAD, KILLED = "refused", "cancelled", "unread", "killed"
+# Exit 3 with a result that is no error. The run was judged and all of it is kept; what could not be delivered is the
+# telling. Right where stdout takes nothing, and nowhere else: see tests.faults.injection for what must come with it.
+UNTOLD = "untold"
 UNJUDGED = frozenset({ERROR, GAVE_UP})
 UNTOUCHED = frozenset({PASS})
 EITHER = UNJUDGED | UNTOUCHED
@@ -32,7 +35,7 @@ class Fault:
     """name: of the table's row. accepts: what may come of it; `but`: in these phases instead.
 
     guest: keys of a guest of its own, added to the one asked for. room: MiB of a file system of its own for results.
-    setting: environment of the rig.
+    setting: environment of the rig. redirect: of its descriptors, in a shell's words. text: it prints for people.
     """
 
     name: str
@@ -45,7 +48,8 @@ class Fault:
     room: int = 0
     pipes: bool = False
     templates: str = ""  # USED or MADE; empty: none before the guest is armed, else used
-    stdout: str = ""  # a file instead of the usual
+    redirect: str = ""
+    text: bool = False
     setting: Callable[[Place], Mapping[str, str]] = lambda _: {}
     quick: tuple[str, ...] = ()  # the phases that `vm` includes
 
@@ -122,6 +126,7 @@ PHASED = (
     Fault(
         "stdout closed", acts.close_pipe("stdout"), frozenset({UNREAD}), ("boot", "crash-boot", "report"), pipes=True
     ),
+    Fault("stdout closed, text", acts.close_pipe("stdout"), frozenset({UNREAD}), ("boot",), pipes=True, text=True),
     Fault("stderr closed", acts.close_pipe("stderr"), EITHER, ("boot", "crash-boot", "dump"), pipes=True),
 )
 
@@ -151,7 +156,7 @@ def _crash(cmdline: str) -> str:
     return f'crash_cmdline = "{cmdline}"'
 
 
-SILENT = "8250.nr_uarts=0"
+SILENT = "8250.nr_uarts=0 panic=0"  # without a console its init ends, and the kernel stands still with nothing said
 STUCK = "rdinit=/nowhere root=/dev/sda rootwait"
 # How the guest was made: it never gets through the phase.
 UNFIT = tuple(
@@ -250,12 +255,15 @@ TEMPLATES = (
     Fault("template: kill -9 as made", acts.kill_maker, frozenset({KILLED}), ("arm",), templates=MADE, quick=("arm",)),
 )
 
-REFUSED_ONLY = frozenset({REFUSED})
+REFUSED_ONLY, UNTOLD_ONLY = frozenset({REFUSED}), frozenset({UNTOLD})
 SURROUNDINGS = (
     Fault("no extras", acts.nothing, UNTOUCHED, (WHOLE,), setting=_without_extras),
     Fault("results read-only", acts.nothing, REFUSED_ONLY, (WHOLE,), room=1, setting=_read_only, quick=(WHOLE,)),
     Fault("no TMPDIR", acts.nothing, UNTOUCHED, (WHOLE,), setting=_no_temporary),
-    Fault("stdout on a full disk", acts.nothing, frozenset({GAVE_UP, ERROR}), (WHOLE,), stdout="/dev/full"),
+    Fault("stdout full", acts.once_more, UNTOLD_ONLY, (WHOLE,), redirect=">/dev/full"),
+    Fault("stdout full, text", acts.once_more, UNTOLD_ONLY, (WHOLE,), redirect=">/dev/full", text=True),
+    Fault("stderr full", acts.nothing, UNTOUCHED, (WHOLE,), redirect="2>/dev/full"),
+    Fault("no descriptors", acts.nothing, UNTOUCHED, (WHOLE,), redirect="<&- >&- 2>&-"),
     Fault("8 rigs on one cache", acts.crowd, UNTOUCHED, ("prepare",)),
     Fault(
         "locale C",

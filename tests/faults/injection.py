@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import secrets
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rig import unfinished
 from rig.judge import judge_dir
-from tests.faults import catalogue
-from tests.faults.catalogue import CANCELLED, ERROR, FAIL, GAVE_UP, KILLED, MADE, PASS, REFUSED, UNREAD, WHOLE, Fault
+from tests.faults import acts, catalogue
+from tests.faults.catalogue import (
+    CANCELLED,
+    ERROR,
+    FAIL,
+    GAVE_UP,
+    KILLED,
+    MADE,
+    PASS,
+    REFUSED,
+    UNREAD,
+    UNTOLD,
+    WHOLE,
+    Fault,
+)
 from tests.faults.leftovers import leftovers, shared
-from tests.faults.place import KERNEL, Place, open_place
+from tests.faults.place import KERNEL, ROOT, Place, open_place
 from tests.faults.subject import PHASES, Subject
 
 LIMIT = 150.0  # seconds in which a rig must have ended after a fault; the longest deadline given is 20
@@ -52,9 +67,9 @@ def inject(fault: Fault, phase: str, guest: str, root: Path, master: Path) -> Ou
         if fault.templates == MADE:
             shutil.rmtree(place.templates)
         words, environment = _words(fault, phase, guest, place), fault.setting(place)
-        subject = Subject(words, place, mark, environment, pipes=fault.pipes, stdout=fault.stdout)
+        subject = Subject(words, place, mark, environment, pipes=fault.pipes, redirect=fault.redirect)
         try:
-            if phase != WHOLE:
+            if fault.act is not acts.nothing:  # else the fault is there from the start: the phase may never be reached
                 subject.wait_for_phase(phase)
             started = time.monotonic()
             fault.act(subject, phase)
@@ -67,14 +82,17 @@ def inject(fault: Fault, phase: str, guest: str, root: Path, master: Path) -> Ou
 
 def _words(fault: Fault, phase: str, guest: str, place: Place) -> list[str]:
     """The command line; with a guest of the fault's own, in a catalogue of its own."""
-    words = ["run", "panic", "--kernel", KERNEL, "--json", "--results", str(place.results), *fault.words]
+    words = ["run", "panic", "--kernel", KERNEL, "--results", str(place.results), *fault.words]
+    if not fault.text:
+        words.append("--json")
     if not fault.templates and phase in (WHOLE, "prepare", "boot", "arm"):
         words.append("--no-template")
     if not fault.guest:
         return [*words, "--guest", guest]
     folder = place.root / "catalogue" / "guests"
     folder.mkdir(parents=True)
-    (folder / "odd.toml").write_text(f'like = "{guest}"\ndescription = "odd"\n{fault.guest}\n')
+    shutil.copy(ROOT / "guests" / f"{guest}.toml", folder / "even.toml")  # `like` is of the same directory
+    (folder / "odd.toml").write_text(f'like = "even"\ndescription = "odd"\n{fault.guest}\n')
     return [*words, "--guest", "odd", "--catalogue", str(folder.parent)]
 
 
@@ -110,6 +128,8 @@ def _outcome(fault: Fault, phase: str, guest: str, end: _End, left: list[str]) -
     outcome = EXITS.get(end.status, f"exit {end.status}") if end.status is not None else "did not end"
     if outcome == ERROR and result is None:
         outcome = GAVE_UP
+    elif outcome == ERROR and result is not None and result["verdict"] != ERROR:
+        outcome = UNTOLD
     said = _last_words(end.subject.err)
     wrong = [*_complaints(fault, phase, outcome, end), *_left(outcome, end.place, left)]
     return Outcome(
@@ -139,6 +159,8 @@ def _complaints(fault: Fault, phase: str, outcome: str, end: _End) -> Iterator[s
     yield from (f"stderr: {words}" for words in NOBODY_FORESAW if words in err)
     if outcome in (GAVE_UP, REFUSED) and not all(_last_words(err)):
         yield "it says neither why nor what to do"
+    if outcome == UNTOLD:
+        yield from _of_untold(end)
     if result is not None:
         yield from _of_result(fault, phase, outcome, result)
     for path in end.directories:
@@ -162,6 +184,25 @@ def _of_result(fault: Fault, phase: str, outcome: str, result: dict[str, Any]) -
         yield f"injected in {phase}, told of {error['phase'] or 'no phase'}"
     if not error["hint"]:
         yield "no hint"
+
+
+def _of_untold(end: _End) -> Iterator[str]:
+    """Does it say why, and where its results are; and are they what acts.once_more gave, which was not hindered?"""
+    said, hint = _last_words(end.subject.err)
+    first, *others = [json.loads((path / "result.json").read_bytes()) for path in end.directories]
+    told = (f"stdout: {os.strerror(errno.ENOSPC)}" in said, str(end.place.results) in said, "rig check" in hint)
+    if not all(told):
+        yield "it does not say that stdout is full, where the results are, or how to see them"
+    if not others:
+        yield "there is nothing to compare its result with"
+    yield from ("its result is another than without the fault" for other in others if _gist(other) != _gist(first))
+
+
+def _gist(result: Mapping[str, Any]) -> object:
+    """What is the same in every run of one kind: not times, addresses, and what the environment says of itself."""
+    checks = [(check["name"], check["verdict"]) for check in result["checks"]]
+    what = ("id", "kernel", "crash_kernel", "expect", "verdict", "surprise", "error")
+    return [result[key] for key in what], checks
 
 
 def _left(outcome: str, place: Place, left: list[str]) -> Iterator[str]:

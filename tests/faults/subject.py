@@ -34,7 +34,7 @@ class Subject:
     """A running rig. What it prints goes into files, so that it never waits for a reader.
 
     pipes: read its stdout and stderr through pipes instead, which can be closed under it. name: of those files.
-    stdout: another file for it.
+    redirect: what a shell does with its descriptors before it starts it, as `>/dev/full`.
     """
 
     def __init__(
@@ -46,17 +46,17 @@ class Subject:
         *,
         pipes: bool = False,
         name: str = "",
-        stdout: str = "",
+        redirect: str = "",
     ) -> None:
         self.place = place
         self.mark = mark
         self.words = words
         self._err = place.root / f"{name}stderr"
-        self._out = Path(stdout) if stdout else place.root / f"{name}stdout"
+        self._out = place.root / f"{name}stdout"
         self._said = b""
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "rig", *words],
+                ["sh", "-c", f'exec "$@" {redirect}', "sh", sys.executable, "-m", "rig", *words],
                 cwd=ROOT,
                 env={**os.environ, **place.environment, **environment, MARK: mark},
                 stdin=subprocess.DEVNULL,
@@ -80,7 +80,7 @@ class Subject:
 
     @property
     def out(self) -> str:
-        return self._out.read_text(errors="replace") if self._out.is_file() else ""
+        return self._out.read_text(errors="replace")
 
     def wait_until(self, condition: Callable[[], bool], what: str, seconds: float = 150.0) -> None:
         until = time.monotonic() + seconds

@@ -9,11 +9,21 @@ from pathlib import Path
 
 import msgspec
 
-from tests.faults.catalogue import CANCELLED, ERROR, FAIL, FAULTS, GAVE_UP, KILLED, PASS, REFUSED, UNREAD, WHOLE
+from tests.faults.catalogue import CANCELLED, ERROR, FAIL, FAULTS, GAVE_UP, KILLED, PASS, REFUSED, UNREAD, UNTOLD, WHOLE
 from tests.faults.injection import Outcome
 from tests.faults.subject import PHASES
 
-SIGNS = {PASS: "P", FAIL: "F", ERROR: "E", GAVE_UP: "G", REFUSED: "R", CANCELLED: "C", UNREAD: "U", KILLED: "K"}
+SIGNS = {
+    PASS: "P",
+    FAIL: "F",
+    ERROR: "E",
+    GAVE_UP: "G",
+    REFUSED: "R",
+    CANCELLED: "C",
+    UNREAD: "U",
+    UNTOLD: "N",
+    KILLED: "K",
+}
 WIDTH = 80  # columns
 HEADS = ("prep", "boot", "arm", "pan", "mkx", "hand", "cb", "dump", "jdg", "rep")
 LEGEND = """\
@@ -21,7 +31,8 @@ Phases: prepare, boot, arm, panic, machine-kexec, hand-over, crash-boot, dump,
 judge, report. P: passed, rightly. F: failed, rightly (the guest's own crash
 kernel died, or said that it was another). E: could not judge; a result says
 why. G: could not judge, nor keep a result. R: refused at once. C: cancelled.
-U: ended, as nobody read its output. K: killed. !: wrong verdict, exit status
+U: ended, as nobody read its output. N: passed and kept, but not told, as stdout
+was full. K: killed. !: wrong verdict, exit status
 or message, or something left behind."""
 
 
