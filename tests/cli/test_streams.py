@@ -32,7 +32,9 @@ def unread() -> Iterator[TextIO]:
         yield stream
 
 
-@pytest.mark.parametrize("words_", ["run panic --guest pae", "run panic --guest pae --json", "matrix panic@pae/debian-6.1"])
+@pytest.mark.parametrize(
+    "words_", ["run panic --guest pae", "run panic --guest pae --json", "matrix panic@pae/debian-6.1"]
+)
 def test_a_result_that_can_not_be_shown_is_said_to_be_kept(
     words_: str,
     full: TextIO,

@@ -126,7 +126,7 @@ PHASED = (
     Fault(
         "stdout closed", acts.close_pipe("stdout"), frozenset({UNREAD}), ("boot", "crash-boot", "report"), pipes=True
     ),
-    Fault("stdout closed, text", acts.close_pipe("stdout"), frozenset({UNREAD}), ("boot",), pipes=True, text=True),
+    Fault("stdout closed (text)", acts.close_pipe("stdout"), frozenset({UNREAD}), ("boot",), pipes=True, text=True),
     Fault("stderr closed", acts.close_pipe("stderr"), EITHER, ("boot", "crash-boot", "dump"), pipes=True),
 )
 
@@ -261,7 +261,7 @@ SURROUNDINGS = (
     Fault("results read-only", acts.nothing, REFUSED_ONLY, (WHOLE,), room=1, setting=_read_only, quick=(WHOLE,)),
     Fault("no TMPDIR", acts.nothing, UNTOUCHED, (WHOLE,), setting=_no_temporary),
     Fault("stdout full", acts.once_more, UNTOLD_ONLY, (WHOLE,), redirect=">/dev/full"),
-    Fault("stdout full, text", acts.once_more, UNTOLD_ONLY, (WHOLE,), redirect=">/dev/full", text=True),
+    Fault("stdout full (text)", acts.once_more, UNTOLD_ONLY, (WHOLE,), redirect=">/dev/full", text=True),
     Fault("stderr full", acts.nothing, UNTOUCHED, (WHOLE,), redirect="2>/dev/full"),
     Fault("no descriptors", acts.nothing, UNTOUCHED, (WHOLE,), redirect="<&- >&- 2>&-"),
     Fault("8 rigs on one cache", acts.crowd, UNTOUCHED, ("prepare",)),

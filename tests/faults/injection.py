@@ -69,7 +69,8 @@ def inject(fault: Fault, phase: str, guest: str, root: Path, master: Path) -> Ou
         words, environment = _words(fault, phase, guest, place), fault.setting(place)
         subject = Subject(words, place, mark, environment, pipes=fault.pipes, redirect=fault.redirect)
         try:
-            if fault.act is not acts.nothing:  # else the fault is there from the start: the phase may never be reached
+            # a fault that is there from the start may keep the phase from ever being reached
+            if phase != WHOLE and fault.act is not acts.nothing:
                 subject.wait_for_phase(phase)
             started = time.monotonic()
             fault.act(subject, phase)

@@ -31,9 +31,9 @@ Phases: prepare, boot, arm, panic, machine-kexec, hand-over, crash-boot, dump,
 judge, report. P: passed, rightly. F: failed, rightly (the guest's own crash
 kernel died, or said that it was another). E: could not judge; a result says
 why. G: could not judge, nor keep a result. R: refused at once. C: cancelled.
-U: ended, as nobody read its output. N: passed and kept, but not told, as stdout
-was full. K: killed. !: wrong verdict, exit status
-or message, or something left behind."""
+U: ended, as nobody read its output. N: judged and kept, but not told: stdout
+was full. K: killed. !: wrong verdict, exit status or message, or something left
+behind."""
 
 
 def read(path: Path) -> dict[tuple[str, str], Outcome]:
@@ -53,11 +53,12 @@ def markdown(outcomes: Iterable[Outcome]) -> str:
     found = list(outcomes)
     signs = {(one.fault, one.phase): "!" if one.wrong else SIGNS.get(one.outcome, "?") for one in found}
     lines = [f"| fault | {' | '.join(HEADS)} |", f"|---|{'---|' * len(HEADS)}"]
-    for fault in FAULTS:
-        cells = [signs.get((fault.name, phase), "") for phase in PHASES]
+    names = dict.fromkeys(fault.name for fault in FAULTS)  # some are made in another way in another phase
+    for name in names:
+        cells = [signs.get((name, phase), "") for phase in PHASES]
         if any(cells):
-            lines.append(f"| {fault.name} | {' | '.join(cells)} |")
-    whole = [f"{fault.name} {signs[fault.name, WHOLE]}" for fault in FAULTS if (fault.name, WHOLE) in signs]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+    whole = [f"{name} {signs[name, WHOLE]}" for name in names if (name, WHOLE) in signs]
     if whole:
         lines += ["", *textwrap.wrap(f"From the start on: {', '.join(whole)}.", WIDTH)]
     counted = Counter(one.outcome for one in found)

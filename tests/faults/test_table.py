@@ -33,6 +33,8 @@ def test_all_of_it_fits_80_columns() -> None:
     lines = table.markdown(outcomes().values()).splitlines()
     assert max(map(len, lines)) <= 80
     assert "0 wrong" in " ".join(lines)
+    rows = [line.split(" | ")[0] for line in lines if line.startswith("| ")]
+    assert len(rows) == len(set(rows)) > 40
 
 
 def test_what_is_wrong_stands_out() -> None:
