@@ -14,6 +14,7 @@ from rig.cli import main
 from tests.cli.pretended import Conductor, pretend, words
 
 FULL = "stdout: No space left on device: not all of the results could be shown; they are kept in"
+RUNS = ("run panic --guest pae", "run panic --guest pae --json")
 
 
 @pytest.fixture
@@ -32,9 +33,7 @@ def unread() -> Iterator[TextIO]:
         yield stream
 
 
-@pytest.mark.parametrize(
-    "words_", ["run panic --guest pae", "run panic --guest pae --json", "matrix panic@pae/debian-6.1"]
-)
+@pytest.mark.parametrize("words_", [*RUNS, "matrix panic@pae/debian-6.1"])
 def test_a_result_that_can_not_be_shown_is_said_to_be_kept(
     words_: str,
     full: TextIO,
@@ -60,7 +59,7 @@ def test_of_many_results_the_directory_is_named(
     assert f"{FULL} results (3 pass)" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words_", ["run panic --guest pae", "run panic --guest pae --json"])
+@pytest.mark.parametrize("words_", RUNS)
 def test_nobody_reads_it(words_: str, unread: TextIO, conductor: Conductor, monkeypatch: pytest.MonkeyPatch) -> None:
     """1, with which rich ends a process then, would say that a check failed."""
     monkeypatch.setattr(sys, "stdout", unread)
