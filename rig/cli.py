@@ -32,7 +32,8 @@ exit codes:
   0    everything judged, every verdict as the scenario expects
   1    judged, and a check failed that should have passed, or a sabotage went unnoticed
   2    the request is wrong: unknown name, bad file, missing option
-  3    could not judge: QEMU died, the guest hung, something is missing on this machine
+  3    could not judge: QEMU died, the guest hung, something is missing on this machine;
+       or judged and kept, but stdout is full: says where the results are
   130  cancelled (Ctrl-C or SIGTERM)
   141  nobody reads the output any more
 """
