@@ -43,6 +43,9 @@ class Deadline:
             raise GuestHung(f"waited {self.seconds:.0f} s in vain for {self.what}", console=console)
 
 
+OWN_END = "the guest did it: console.log shows what it did last, qemu.log its CPUs at each reset"
+
+
 @dataclass(frozen=True)
 class Ending:
     """How the guest ended. reason: triple-fault, guest-reset, guest-shutdown, guest-panic, qemu-gone..."""
@@ -110,4 +113,5 @@ class Watch:
         if self._trouble:
             raise self._trouble
         if self._ending:
-            raise GuestDied(self._ending.message, console=self.tail())
+            hint = OWN_END if self._ending.by_guest else ""  # of other ends rig.live.hint_for() knows more
+            raise GuestDied(self._ending.message, console=self.tail(), hint=hint)

@@ -34,6 +34,15 @@ def test_first_ending_counts() -> None:
     with pytest.raises(GuestDied, match="a triple fault") as caught:
         watch.check()
     assert caught.value.console == "last words"
+    assert caught.value.hint.startswith("the guest did it")
+
+
+def test_whether_the_guest_ended_itself_is_not_claimed_of_qemu() -> None:
+    watch = Watch()
+    watch.end(Ending("qemu-gone", "QEMU ended with status -9"))
+    with pytest.raises(GuestDied) as caught:
+        watch.check()
+    assert not caught.value.hint
 
 
 def test_wait_for_end_wakes_at_once() -> None:
