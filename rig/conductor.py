@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import resource
 import threading
@@ -72,6 +73,10 @@ else:  # needed once the guest has booted: rig/warmup.py
     render_run = late("rig.report.html:render_run")
     hand_over_listing = late("rig.report.listing:hand_over_listing")
 
+LIMITS = {  # of this process: room does not help
+    errno.EMFILE: "this process may open too few files: `ulimit -n` says how many",
+    errno.EFBIG: "files of this process may not be that large: `ulimit -f` says how large",
+}
 # Phases in which a guest may die of its panic, or of its kexec.
 AFTER_TRIGGER = (
     *("ready", "panic", "machine-kexec", "hand-over", "crash-boot", "second-boot"),
@@ -115,7 +120,8 @@ def _writing(plan: RunPlan, options: Options) -> Iterator[EvidenceWriter]:
         writer.discard()
         where = problem.filename or writer.path
         raise MachineError(
-            f"the evidence can't be kept: {where}: {problem.strerror}", hint="make room, or choose --results DIR"
+            f"the evidence can't be kept: {where}: {problem.strerror}",
+            hint=LIMITS.get(problem.errno or 0, "make room, or choose --results DIR"),
         ) from problem
     except BaseException:
         writer.discard()

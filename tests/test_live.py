@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 from pathlib import Path
 
 import pytest
 
+from rig import conductor
 from rig.catalog import load
-from rig.errors import CouldNotJudge, GuestDied, GuestHung, ProtocolError
+from rig.errors import CouldNotJudge, GuestDied, GuestHung, MachineError, ProtocolError
 from rig.evidence import TRACEBACK
 from rig.evidence.writer import EvidenceWriter
 from rig.live import Run
@@ -37,3 +40,22 @@ def test_words_of_the_guests_that_nobody_foresaw_are_no_bug_of_the_rigs(run: Run
         told["missing"].split()
     assert caught.value.phase == "arm"
     assert "test_live.py" in (run.writer.path / TRACEBACK).read_text()
+
+
+@pytest.mark.parametrize(
+    ("number", "hint"), [(errno.ENOSPC, "make room"), (errno.EMFILE, "ulimit -n"), (errno.EFBIG, "ulimit -f")]
+)
+def test_evidence_that_can_not_be_kept(
+    number: int, hint: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hint is against what is short, and nothing is left of the run."""
+
+    def perform(_run: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(conductor._Run, "perform", perform)
+    results = tmp_path / "results"
+    with pytest.raises(MachineError, match=f"can't be kept: .*: {os.strerror(number)}") as caught:
+        conductor.run(run.plan, Options(results=results), lambda _: None, threading.Event())
+    assert hint in caught.value.hint
+    assert list(results.iterdir()) == []

@@ -35,7 +35,7 @@ class Fault:
     """name: of the table's row. accepts: what may come of it; `but`: in these phases instead.
 
     guest: keys of a guest of its own, added to the one asked for. room: MiB of a file system of its own for results.
-    setting: environment of the rig. redirect: of its descriptors, in a shell's words. text: it prints for people.
+    setting: environment of the rig. before: what the shell that starts it does first. text: it prints for people.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Fault:
     room: int = 0
     pipes: bool = False
     templates: str = ""  # USED or MADE; empty: none before the guest is armed, else used
-    redirect: str = ""
+    before: str = ""
     text: bool = False
     setting: Callable[[Place], Mapping[str, str]] = lambda _: {}
     quick: tuple[str, ...] = ()  # the phases that `vm` includes
@@ -260,10 +260,13 @@ SURROUNDINGS = (
     Fault("no extras", acts.nothing, UNTOUCHED, (WHOLE,), setting=_without_extras),
     Fault("results read-only", acts.nothing, REFUSED_ONLY, (WHOLE,), room=1, setting=_read_only, quick=(WHOLE,)),
     Fault("no TMPDIR", acts.nothing, UNTOUCHED, (WHOLE,), setting=_no_temporary),
-    Fault("stdout full", acts.once_more, UNTOLD_ONLY, (WHOLE,), redirect=">/dev/full"),
-    Fault("stdout full (text)", acts.once_more, UNTOLD_ONLY, (WHOLE,), redirect=">/dev/full", text=True),
-    Fault("stderr full", acts.nothing, UNTOUCHED, (WHOLE,), redirect="2>/dev/full"),
-    Fault("no descriptors", acts.nothing, UNTOUCHED, (WHOLE,), redirect="<&- >&- 2>&-"),
+    Fault("stdout full", acts.once_more, UNTOLD_ONLY, (WHOLE,), before="exec >/dev/full"),
+    Fault("stdout full (text)", acts.once_more, UNTOLD_ONLY, (WHOLE,), before="exec >/dev/full", text=True),
+    Fault("stderr full", acts.nothing, UNTOUCHED, (WHOLE,), before="exec 2>/dev/full"),
+    Fault("no descriptors", acts.nothing, UNTOUCHED, (WHOLE,), before="exec <&- >&- 2>&-"),
+    Fault("16 open files", acts.nothing, UNJUDGED, (WHOLE,), before="ulimit -n 16"),
+    Fault("files of 10 MB", acts.nothing, UNJUDGED, (WHOLE,), before="ulimit -f 20000"),  # in 512 bytes: dash(1)
+    Fault("800 MB of addresses", acts.nothing, UNJUDGED, (WHOLE,), before="ulimit -v 800000"),
     Fault("8 rigs on one cache", acts.crowd, UNTOUCHED, ("prepare",)),
     Fault(
         "locale C",

@@ -67,7 +67,7 @@ def inject(fault: Fault, phase: str, guest: str, root: Path, master: Path) -> Ou
         if fault.templates == MADE:
             shutil.rmtree(place.templates)
         words, environment = _words(fault, phase, guest, place), fault.setting(place)
-        subject = Subject(words, place, mark, environment, pipes=fault.pipes, redirect=fault.redirect)
+        subject = Subject(words, place, mark, environment, pipes=fault.pipes, before=fault.before)
         try:
             # a fault that is there from the start may keep the phase from ever being reached
             if phase != WHOLE and fault.act is not acts.nothing:

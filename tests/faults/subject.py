@@ -34,7 +34,7 @@ class Subject:
     """A running rig. What it prints goes into files, so that it never waits for a reader.
 
     pipes: read its stdout and stderr through pipes instead, which can be closed under it. name: of those files.
-    redirect: what a shell does with its descriptors before it starts it, as `>/dev/full`.
+    before: what a shell does before it becomes the rig, as `exec >/dev/full`.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Subject:
         *,
         pipes: bool = False,
         name: str = "",
-        redirect: str = "",
+        before: str = "",
     ) -> None:
         self.place = place
         self.mark = mark
@@ -56,7 +56,7 @@ class Subject:
         self._said = b""
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self.process = subprocess.Popen(
-                ["sh", "-c", f'exec "$@" {redirect}', "sh", sys.executable, "-m", "rig", *words],
+                ["sh", "-c", f'{before or ":"}; exec "$@"', "sh", sys.executable, "-m", "rig", *words],
                 cwd=ROOT,
                 env={**os.environ, **place.environment, **environment, MARK: mark},
                 stdin=subprocess.DEVNULL,
