@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from rig import unfinished
 from tests.faults.place import damage
 from tests.faults.subject import GLANCE, PHASES, Subject, write_all
 
@@ -94,11 +93,7 @@ def _is_over(subject: Subject) -> bool:
     return subject.process.poll() is not None
 
 
-def remove_results(subject: Subject, phase: str) -> None:
-    """With the directory that the rig has begun in it: one that is removed before is simply made again."""
-    if phase == "prepare":
-        begun = f"{unfinished.PREFIX}panic*"
-        subject.wait_until(lambda: any(subject.place.results.glob(begun)), "an evidence directory")
+def remove_results(subject: Subject, _phase: str) -> None:
     shutil.rmtree(subject.place.results, ignore_errors=True)
 
 

@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from rig import unfinished
+from rig.evidence import MEMORY
 from tests.faults.place import ROOT, Place
 
 PHASES = (
@@ -102,7 +104,8 @@ class Subject:
 
     def has_begun(self, phase: str) -> bool:
         if phase == "prepare":
-            return ": started" in self.err
+            # what the rig has not made yet can't be removed, and on a full disk it would be refused
+            return any(self.place.results.glob(f"{unfinished.PREFIX}*/{MEMORY}"))
         if phase in ("judge", "report"):
             before = {"judge": "run.json", "report": "result.json"}[phase]
             return any(self.place.results.glob(f".*/{before}"))
