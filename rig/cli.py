@@ -319,10 +319,11 @@ def program() -> None:
         status = refused.code if isinstance(refused.code, int) else 0
     try:
         sys.stdout.flush()
-    except BrokenPipeError:
-        status = _unread()
     except OSError as problem:
-        status = _no_room(problem)
+        status = UNREAD if isinstance(problem, BrokenPipeError) else BUG
+        if status == BUG:
+            tell(_unforeseen(problem))
+        _silence(sys.stdout)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
