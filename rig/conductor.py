@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import resource
 import threading
 import time
 from collections.abc import Iterator
@@ -143,10 +142,11 @@ def _conclude(writer: EvidenceWriter, facts: Facts) -> tuple[RunResult, Path]:
 
 def _own_use() -> dict[str, int]:
     """What this process takes, all of its runs together: what grows from run to run would not last a night."""
-    resident = int(Path("/proc/self/statm").read_text().split()[1]) * PAGE_SIZE
+    # not getrusage(2): its maximum goes on from the process that started this one
+    told = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return {
-        "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-        "memory_mib": resident >> 20,
+        "peak_memory_mib": int(told["VmHWM"].split()[0]) // 1024,
+        "memory_mib": int(told["VmRSS"].split()[0]) // 1024,
         "open_files": len(os.listdir("/proc/self/fd")),
     }
 
@@ -233,8 +233,8 @@ class _Run(Run):
             self.learn(captured=tuple(recorder.captured))
             recorder.save(self.writer, self.keep)
             self.keep_recording()
-            executed = trace.addresses("".join(self.parts))
-            where = symbols.of_interest(self.kallsyms, executed, self.facts.iomem, recorder.all_changed_pages())
+            changed = recorder.all_changed_pages()
+            where = symbols.of_interest(self.kallsyms, self.executed, self.facts.iomem, changed)
             self.writer.write_symbols(symbols.placed(self.kallsyms, where))
 
     # ------------------------------------------------------------ armed
@@ -397,6 +397,7 @@ class _Run(Run):
         started = time.monotonic()
         with self.in_phase("crash-boot", "the crash kernel's shell") as deadline:
             self.survey(recorder)
+            _ = self.executed  # it takes a moment
             hello = self.meet(vm, "crash", started, deadline)
             self.no_network = "" if hello.net == "yes" else hello.net
             with held(vm):

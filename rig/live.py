@@ -228,6 +228,11 @@ class Run:
             text = self.parts.pop() + text
         self.parts.append(text)
 
+    @functools.cached_property
+    def executed(self) -> list[int]:
+        """The addresses of all instructions recorded. To be asked for once no more is."""
+        return trace.addresses("".join(self.parts))
+
     def keep_recording(self) -> None:
         """Into the evidence, once: the hand-over, and apart from it what led there."""
         if not self.parts or self.recording:

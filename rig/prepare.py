@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import rig
 from rig import armed, catalog, ingredients, loads
-from rig.errors import RequestError
+from rig.errors import MachineError, RequestError
 from rig.facts import Manifest
 from rig.guest import initramfs, legacy, makedumpfile
 from rig.guest.cache import Cache
@@ -43,7 +43,7 @@ from rig.model import (
 )
 from rig.triggers import MODULE, TRIGGERS
 from rig.vm import accel
-from rig.vm.qemu import OPEN_FILES, MachineSpec, confinement, qemu_version, sandboxes
+from rig.vm.qemu import OPEN_FILES, MachineSpec, confinement, installed, qemu_version, sandboxes
 from rig.vm.template import Template, Templates
 
 if TYPE_CHECKING:
@@ -143,13 +143,17 @@ def prepare(
     :raise RequestError: what was asked for can't be booted, loaded or built
     """
     cache = PackageCache(progress=lambda text: listener(f"note: {text}"))
+    asking = threading.Thread(target=_ask_qemu, name="qemu --version")
+    asking.start()  # takes as long as the hashes below
     made_of = options.repeat.ingredients if options.repeat else gather(plan, cache, cancel)
     if made_of.crash_kernel_note:
         listener(f"note: {made_of.crash_kernel_note}")
+    without_keys = keyless(plan, made_of)
+    asking.join()
     chosen = accelerator(plan, options, cache.cache)
     first, second = cmdlines(plan.guest, plan.scenario, made_of.kernel.release, plan.into)
     brought = options.repeat.brought if options.repeat else None
-    manifest = ingredients.record(made_of, cache.cache.root, keyless(plan, made_of), brought)
+    manifest = ingredients.record(made_of, cache.cache.root, without_keys, brought)
     below = made_of.hypervisor
     with contextlib.ExitStack() as stack:
         drive = None
@@ -205,6 +209,12 @@ def prepare(
             template_key=key,
             templates=store,
         )
+
+
+def _ask_qemu() -> None:
+    """The answer is remembered; who needs it is told of trouble."""
+    with contextlib.suppress(MachineError):
+        installed()
 
 
 def _in_memory(content: bytes) -> IO[bytes]:

@@ -140,15 +140,12 @@ def placed(symbols: SymbolTable, addresses: Iterable[int]) -> tuple[Symbol, ...]
 
     symbols: all that there are, since a symbol ends where the next one begins; the last one with its page.
     """
-    found: dict[int, int] = {}
-    for address in addresses:
-        if (around := symbols.around(address)) is None:
-            continue
-        start, following = around
+    found: list[Symbol] = []
+    for start, following, first in symbols.around(addresses):
         end = following if following is not None else (start | PAGE_SIZE - 1) + 1
-        if address < end:
-            found[start] = end
-    return tuple(Symbol(symbols[start], start, end) for start, end in sorted(found.items()))
+        if first < end:
+            found.append(Symbol(symbols[start], start, end))
+    return tuple(found)
 
 
 def from_hypervisor(image: Path) -> dict[int, str]:

@@ -86,12 +86,15 @@ class SymbolTable(Mapping[int, str]):
         found: list[int] = self._addresses[first:behind].tolist()
         return found
 
-    def around(self, address: int) -> tuple[int, int | None] | None:
-        """The last symbol at or before an address, and the next one, if there is one; None before the first."""
-        index = int(np.searchsorted(self._addresses, np.uint64(address), side="right"))
-        if index == 0:
-            return None
-        return int(self._addresses[index - 1]), int(self._addresses[index]) if index < len(self) else None
+    def around(self, addresses: Iterable[int]) -> Iterator[tuple[int, int | None, int]]:
+        """Of the symbols that are the last ones at or before an address, ascending and once each: where it begins,
+        where the next one does, if there is one, and the first of the addresses."""
+        asked = np.unique(np.array([*addresses], np.uint64))
+        behind = np.searchsorted(self._addresses, asked, side="right")
+        indices, firsts = np.unique(behind, return_index=True)
+        for index, first in zip(indices.tolist(), asked[firsts].tolist(), strict=True):
+            if index:
+                yield int(self._addresses[index - 1]), int(self._addresses[index]) if index < len(self) else None, first
 
     @cached_property
     def _starts(self) -> NDArray[np.intp]:

@@ -21,6 +21,7 @@ from rig.vm.deadline import POLL, Deadline
 HELLO_MARK = "hello "
 _HELLO = rf"@rig {HELLO_MARK}([^\r\n]*)\r?\n"
 _LONGEST = 1e9  # seconds of uptime
+_GLANCE = 0.001  # seconds
 _HELLO_KEYS = ("role", "release", "channel", "uptime", "net", "vmcore")
 
 
@@ -102,9 +103,10 @@ class Shell:
         return hello
 
     def _wait_either(self, deadline: Deadline, failures: Sequence[str]) -> tuple[Console, str]:
-        """The hello, and the serial line that it came from. Looks at both in turn, POLL seconds each."""
+        """The hello, and the serial line that it came from. Waits on the control line, as nearly all kernels have it,
+        and looks at the kernel's now and then."""
         for line in itertools.cycle((self._control, self._kernel)):
-            turn = Deadline.after(POLL, deadline.what)
+            turn = Deadline.after(POLL if line is self._control else _GLANCE, deadline.what)
             try:
                 match = line.expect([_HELLO], turn, failures if line is self._kernel else ())
             except GuestHung:

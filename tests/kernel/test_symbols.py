@@ -185,13 +185,15 @@ def test_a_table_of_symbols() -> None:
     assert found.marked == {"_text": 0xC1000000}
     assert SymbolTable.of(names, ["twice"]).marked == {"twice": 0xC1000010}
     assert found.between(0xC1000001, 0xC1000020) == [0xC1000010]
-    assert found.around(0xC1000020) == (0xC1000020, 0xFFFFFFFF81000010)
-    assert found.around(0xFFFFFFFFFFFFFFFF) == (0xFFFFFFFF81000010, None)
-    assert found.around(0xC0FFFFFF) is None
+    asked = (0xFFFFFFFFFFFFFFFF, 0xC1000025, 0xC1000020, 0xC0FFFFFF)
+    assert [*found.around(asked)] == [
+        (0xC1000020, 0xFFFFFFFF81000010, 0xC1000020),
+        (0xFFFFFFFF81000010, None, 0xFFFFFFFFFFFFFFFF),
+    ]
     with pytest.raises(KeyError):
         found[0xC1000001]
     nothing = SymbolTable.unpack(table({}).pack())
-    assert (dict(nothing), nothing.as_dict(), nothing.around(5)) == ({}, {}, None)
+    assert (dict(nothing), nothing.as_dict(), [*nothing.around([5])]) == ({}, {}, [])
 
 
 def test_a_symbol_reaches_to_the_next_one() -> None:
