@@ -17,6 +17,7 @@ import functools
 import hashlib
 import os
 import shutil
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -34,8 +35,6 @@ from rig.vm.qemu import Standing, Vm
 LIMIT = 4 << 30  # bytes of disk that all templates together may take
 # A template is one boot: its kernel lies where KASLR put it then. Each day gets others.
 MAX_AGE = 24 * 3600.0  # seconds
-YAMA, STATUS = Path("/proc/sys/kernel/yama/ptrace_scope"), Path("/proc/self/status")
-_CAP_SYS_PTRACE = 19  # capability.h
 RAM, STATE, HASHES, TOLD = "ram", "state", "hashes", "told.json"
 _LIMIT = 256 << 20  # bytes of a file but RAM: devices' state is a MiB or two, with the VGA's 16 MiB of memory
 _SEALED = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
@@ -67,20 +66,18 @@ class Template:
     told: bytes
 
 
-def hindrance(yama: Path = YAMA, status: Path = STATUS) -> str:
-    """Why this machine does not let the memory of a clone be read; empty when it does. yama, status: as in /proc.
-
-    Admin-guide/LSM/Yama.rst of the kernel: from 2 on a parent must have CAP_SYS_PTRACE, 3 is nobody.
-    """
-    try:
-        scope = int(yama.read_text())
-    except OSError:
-        return ""  # a kernel without Yama
-    capabilities = next(line for line in status.read_text().splitlines() if line.startswith("CapEff:"))
-    allowed = int(capabilities.split()[1], 16) >> _CAP_SYS_PTRACE & 1
-    if scope < 2 or (scope == 2 and allowed):
-        return ""
-    return f"no process may read another's memory on this machine (kernel.yama.ptrace_scope={scope})"
+@functools.cache
+def hindrance(proc: Path = Path("/proc")) -> str:
+    """Why this machine does not let the memory of a clone be read (Yama, another security module, a container), found
+    out on another child of this process; empty when it does."""
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as child:  # ends with the rig
+        try:
+            for name in ("mem", "pagemap"):
+                with (proc / str(child.pid) / name).open("rb"):
+                    pass
+        except OSError as problem:
+            return f"no process may read another's memory on this machine ({name}: {problem.strerror})"
+    return ""
 
 
 def key_of(parts: Mapping[str, object]) -> str:

@@ -238,19 +238,9 @@ def test_the_least_recently_used_are_evicted(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["middle", "new"]
 
 
-@pytest.mark.parametrize(
-    ("scope", "capabilities", "hinders"),
-    [("0", 0, False), ("1", 0, False), ("2", 0, True), ("2", 1 << 19, False), ("3", 1 << 19, True), (None, 0, False)],
-)
-def test_where_no_process_may_read_anothers_memory(
-    tmp_path: Path, scope: str | None, capabilities: int, hinders: bool
-) -> None:
-    if scope is not None:
-        (tmp_path / "scope").write_text(f"{scope}\n")
-    (tmp_path / "status").write_text(f"Name:\tpython\nCapEff:\t{capabilities:016x}\nCapBnd:\t0\n")
-    said = hindrance(tmp_path / "scope", tmp_path / "status")
-    assert bool(said) == hinders
-    assert not hinders or f"ptrace_scope={scope}" in said
+def test_where_no_process_may_read_anothers_memory(tmp_path: Path) -> None:
+    assert hindrance() == ""
+    assert "mem: No such file" in hindrance(tmp_path)
 
 
 def test_one_makes_it_at_a_time(templates: Templates, tmp_path: Path) -> None:
