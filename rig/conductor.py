@@ -18,6 +18,7 @@ from rig import sabotage, start
 from rig.errors import (
     Cancelled,
     CouldNotJudge,
+    EvidenceError,
     GuestDied,
     GuestError,
     MachineError,
@@ -121,6 +122,17 @@ def _writing(plan: RunPlan, options: Options) -> Iterator[EvidenceWriter]:
         raise MachineError(
             f"the evidence can't be kept: {where}: {problem.strerror}",
             hint=LIMITS.get(problem.errno or 0, "make room, or choose --results DIR"),
+        ) from problem
+    except EvidenceError as problem:  # what was just written can't be read
+        writer.discard()
+        raise MachineError(
+            f"the evidence can't be kept: {problem.message}", hint="did somebody remove or change it under the run?"
+        ) from problem
+    except MemoryError as problem:
+        writer.discard()
+        raise MachineError(
+            "the memory that this process may have does not suffice",
+            hint="`ulimit -v` says how much that is; --jobs 1 runs one guest at a time",
         ) from problem
     except BaseException:
         writer.discard()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import subprocess
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -213,7 +214,7 @@ def prepare(
 
 def _ask_qemu() -> None:
     """The answer is remembered; who needs it is told of trouble."""
-    with contextlib.suppress(MachineError):
+    with contextlib.suppress(MachineError, OSError, subprocess.SubprocessError):
         installed()
 
 

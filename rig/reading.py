@@ -93,7 +93,7 @@ def read_file(root: Path, name: str, most: int) -> bytes:
                 raise EvidenceError(f"{path} is not a regular file", hint=_STRANGER)
             if found.st_size > most:
                 raise EvidenceError(f"{path} has {found.st_size} bytes, more than the {most} that it may have")
-            return file.read(most)
+            return file.read(found.st_size)  # not `most`: memory for all of that would be asked for
     except FileNotFoundError:
         raise
     except (OSError, ValueError) as problem:  # ValueError: a NUL in the name

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import threading
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pytest
 
 from rig import conductor
 from rig.catalog import load
-from rig.errors import CouldNotJudge, GuestDied, GuestHung, MachineError, ProtocolError
+from rig.errors import CouldNotJudge, EvidenceError, GuestDied, GuestHung, MachineError, ProtocolError
 from rig.evidence import TRACEBACK
 from rig.evidence.writer import EvidenceWriter
 from rig.live import Run
@@ -43,19 +42,27 @@ def test_words_of_the_guests_that_nobody_foresaw_are_no_bug_of_the_rigs(run: Run
 
 
 @pytest.mark.parametrize(
-    ("number", "hint"), [(errno.ENOSPC, "make room"), (errno.EMFILE, "ulimit -n"), (errno.EFBIG, "ulimit -f")]
+    ("trouble", "says", "hint"),
+    [
+        (OSError(errno.ENOSPC, "No space"), "can't be kept: .*: No space", "make room"),
+        (OSError(errno.EMFILE, "Too many"), "can't be kept: .*: Too many", "ulimit -n"),
+        (OSError(errno.EFBIG, "Too large"), "can't be kept: .*: Too large", "ulimit -f"),
+        (EvidenceError("run.json is missing"), "can't be kept: run.json is missing", "did somebody remove"),
+        (MemoryError(), "memory .* does not suffice", "ulimit -v"),
+    ],
+    ids=["disk", "descriptors", "size", "removed", "memory"],
 )
 def test_evidence_that_can_not_be_kept(
-    number: int, hint: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trouble: Exception, says: str, hint: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The hint is against what is short, and nothing is left of the run."""
 
     def perform(_run: object) -> None:
-        raise OSError(number, os.strerror(number))
+        raise trouble
 
     monkeypatch.setattr(conductor._Run, "perform", perform)
     results = tmp_path / "results"
-    with pytest.raises(MachineError, match=f"can't be kept: .*: {os.strerror(number)}") as caught:
+    with pytest.raises(MachineError, match=says) as caught:
         conductor.run(run.plan, Options(results=results), lambda _: None, threading.Event())
     assert hint in caught.value.hint
     assert list(results.iterdir()) == []
