@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from rig import unfinished
+from rig.errors import EvidenceError
 from rig.evidence.writer import EvidenceWriter
 
 HOLDER = """
@@ -80,6 +81,16 @@ def test_what_is_finished_or_discarded_is_let_go(tmp_path: Path) -> None:
     EvidenceWriter(tmp_path, "run").finish()
     assert len(os.listdir("/proc/self/fd")) == before
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_what_somebody_removed_is_not_finished(tmp_path: Path) -> None:
+    writer = EvidenceWriter(tmp_path, "run")
+    writer.write("run.json", b"{}")
+    (writer.path / "run.json").unlink()
+    with pytest.raises(EvidenceError, match=r"run.json is gone"):
+        writer.finish()
+    writer.discard()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_temporary_one_is_private_and_goes_when_it_is_left(temporary: Path) -> None:

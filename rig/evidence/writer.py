@@ -10,7 +10,7 @@ from typing import IO, TYPE_CHECKING
 import msgspec
 
 from rig import unfinished
-from rig.errors import RequestError
+from rig.errors import EvidenceError, RequestError
 from rig.evidence import BACK, BEFORE, DUMP_HASHES, DUMP_PAGES, IMAGE, MEMORY, REGISTERS, SYMBOLS, TRACE, Copied
 from rig.late import late
 from rig.model import PAGE_SIZE, Checkpoint, CpuState, Symbol
@@ -47,6 +47,7 @@ class EvidenceWriter:
     def __init__(self, results: Path, slug: str) -> None:
         self._results = results
         self._slug = slug
+        self._written: set[Path] = set()  # relative to the directory
         try:
             self._unfinished = unfinished.begin(results, slug)
             self.path = self._unfinished.path
@@ -70,6 +71,7 @@ class EvidenceWriter:
         target = self.path / name
         target.parent.mkdir(exist_ok=True)
         target.write_bytes(blob)
+        self._written.add(Path(name))
 
     def create(self, name: str) -> IO[bytes]:
         """One file to be written and read in parts; its folder is made."""
@@ -125,7 +127,13 @@ class EvidenceWriter:
         self.write(TRACE, zstandard.compress(text.encode(), 3))
 
     def finish(self) -> Path:
-        """Give the directory its name: SLUG, or SLUG.2, SLUG.3... when earlier runs are there."""
+        """Give the directory its name: SLUG, or SLUG.2, SLUG.3... when earlier runs are there.
+
+        Raises EvidenceError when what was written is not there any more: a verdict must not outlive what it stands on.
+        """
+        for name in sorted(self._written):
+            if not (self.path / name).is_file():
+                raise EvidenceError(f"{self.path / name} is gone")
         self.path.chmod(0o755)
         for number in range(1, 1_000_000):
             target = self._results / (self._slug if number == 1 else f"{self._slug}.{number}")

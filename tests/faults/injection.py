@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rig import unfinished
+from rig.errors import RigError
 from rig.judge import judge_dir
 from tests.faults import acts, catalogue
 from tests.faults.catalogue import (
@@ -165,8 +166,13 @@ def _complaints(fault: Fault, phase: str, outcome: str, end: _End) -> Iterator[s
     if result is not None:
         yield from _of_result(fault, phase, outcome, result)
     for path in end.directories:
-        if (again := judge_dir(path).verdict) != (result or {}).get("verdict"):
-            yield f"judged again, {path.name} is {again}"
+        try:
+            again = judge_dir(path).verdict
+        except RigError as problem:
+            yield f"{path.name} can't be judged again: {problem.message}"
+        else:
+            if again != (result or {}).get("verdict"):
+                yield f"judged again, {path.name} is {again}"
 
 
 def _of_result(fault: Fault, phase: str, outcome: str, result: dict[str, Any]) -> Iterator[str]:

@@ -95,13 +95,16 @@ def aimed(text: str, listener: socket.socket) -> str:
 
 def requests(listener: socket.socket, seconds: float) -> list[bytes]:
     """What was asked for, waiting so long for the first connection. Chromium connects ahead to where markup points, and
-    sends nothing: that leaves no request."""
+    sends nothing, or not for seconds: that leaves no request."""
     found: list[bytes] = []
     while select.select([listener], [], [], 0 if found else seconds)[0]:
         visitor, _ = listener.accept()
         with visitor:
             visitor.settimeout(2)
-            found.append(visitor.recv(1000))
+            try:
+                found.append(visitor.recv(1000))
+            except TimeoutError:
+                found.append(b"")
     return [request for request in found if request]
 
 
