@@ -12,6 +12,7 @@ from rig.evidence.reader import from_json
 from rig.evidence.writer import to_json
 from rig.facts import Manifest
 from rig.model import Arch, Brought, Ingredients, KernelFiles, PackageId, Userland
+from rig.reading import write_anew
 
 PACKAGE = PackageId("linux-image-6.1", "6.1.0-1", "amd64", "ab")
 
@@ -21,7 +22,7 @@ def made(root: Path, mine: Path) -> Ingredients:
 
     def file(path: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(path.name)
+        write_anew(path, path.name.encode())  # another thread may be reading it
         return path
 
     tree = root / "trees/kernel-0123456789ab"
