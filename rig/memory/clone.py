@@ -93,11 +93,6 @@ class ClonedCapture:
         self._pages = ram.pages(self._pfns)
         self._at = {pfn: at for at, pfn in enumerate(self._pfns.tolist())}
 
-    @property
-    def kept(self) -> int:
-        """Bytes of memory that the copy takes."""
-        return self._pages.nbytes
-
     def close(self) -> None:
         """Give the memory back. Nothing can be asked of it afterwards."""
         del self._pages
