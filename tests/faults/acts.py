@@ -169,15 +169,19 @@ def jump_clock(seconds: int) -> Act:
     return act
 
 
-def once_more(subject: Subject, _phase: str) -> None:
-    """The same again, once it has ended, and without the fault."""
-    subject.process.wait()
+def _another_passes(subject: Subject) -> None:
     other = _another(subject)
     try:
         status = other.wait(120.0)
     finally:
         other.end()
     assert status == 0, other.err
+
+
+def once_more(subject: Subject, _phase: str) -> None:
+    """The same again, once it has ended, and without the fault."""
+    subject.process.wait()
+    _another_passes(subject)
 
 
 def remove_templates(subject: Subject, _phase: str) -> None:
@@ -186,12 +190,7 @@ def remove_templates(subject: Subject, _phase: str) -> None:
 
 def second_maker(subject: Subject, _phase: str) -> None:
     """Another rig that needs the same guest, which is being booted."""
-    other = _another(subject)
-    try:
-        status = other.wait(120.0)
-    finally:
-        other.end()
-    assert status == 0, other.err
+    _another_passes(subject)
     subject.process.wait()
     assert len(_sealed(subject)) == 1
 
@@ -202,12 +201,7 @@ def kill_maker(subject: Subject, _phase: str) -> None:
     subject.wait_until(lambda: any(path.stat().st_size for path in rams.glob("*/ram")), "a template's RAM")
     subject.signal(signal.SIGKILL)
     assert not _sealed(subject), "killed too late"
-    other = _another(subject)
-    try:
-        status = other.wait(120.0)
-    finally:
-        other.end()
-    assert status == 0, other.err
+    _another_passes(subject)
     assert len(_sealed(subject)) == 1
 
 
