@@ -146,6 +146,8 @@ def _wait_for_banner(port: int, deadline: Deadline, watch: Watch) -> socket.sock
         try:
             if _has_banner(sock, port, min(_PATIENCE, deadline.left), watch):
                 sock.settimeout(None)
+                # a message that is sent while another is not acknowledged would wait for that (Nagle's algorithm)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 return sock
         except BaseException:
             sock.close()
