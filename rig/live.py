@@ -19,7 +19,6 @@ from rig.errors import CouldNotJudge, EvidenceError, GuestDied, GuestError, Gues
 from rig.evidence import CONSOLE, DIED, TRACEBACK
 from rig.evidence.writer import EvidenceWriter
 from rig.facts import Facts, Pattern
-from rig.guest.dom0 import CAPABILITIES, DOM0
 from rig.kernel import symbols
 from rig.late import late
 from rig.loads import LOADS
@@ -180,12 +179,11 @@ class Run:
     def meet(self, vm: Vm, role: str, started: float, deadline: Deadline) -> Hello:
         """Wait for the new kernel's user space, and learn what it says of itself. started: time.monotonic()."""
         hello = vm.shell.wait_hello(role, deadline)
-        cmdline, _, below = vm.shell.run(f"cat /proc/cmdline; cat {CAPABILITIES} 2>&1; true", deadline).partition("\n")
         self.learn(
             crash_release=hello.release,
             crash_seconds=round(time.monotonic() - started, 3),
-            crash_proc_cmdline=cmdline.strip(),
-            second_is_dom0=DOM0 in below,
+            crash_proc_cmdline=hello.cmdline,
+            second_is_dom0=hello.dom0,
             vmcore_present=hello.vmcore,
         )
         return hello

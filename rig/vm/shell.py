@@ -22,15 +22,17 @@ HELLO_MARK = "hello "
 _HELLO = rf"@rig {HELLO_MARK}([^\r\n]*)\r?\n"
 _LONGEST = 1e9  # seconds of uptime
 _GLANCE = 0.001  # seconds
-_HELLO_KEYS = ("role", "release", "channel", "uptime", "net", "vmcore")
+_HELLO_KEYS = ("role", "release", "channel", "uptime", "net", "vmcore", "dom0")
+_CMDLINE = " cmdline "  # before the last of it, which may have spaces
 
 
 @dataclass(frozen=True)
 class Hello:
     """What init says when it has brought the guest up.
 
-    role: "first" or "crash". release: uname -r. channel: ttyS0 or ttyS1. uptime: seconds. net: "yes" when
-    the SSH server was started, else why not. vmcore: whether /proc/vmcore is there and not empty.
+    role: "first", "crash" or "second". release: uname -r. channel: ttyS0 or ttyS1. uptime: seconds. net: "yes" when
+    the SSH server was started, else why not. vmcore: whether /proc/vmcore is there and not empty. dom0: whether a
+    hypervisor says that it is its dom0. cmdline: /proc/cmdline.
     """
 
     role: str
@@ -39,12 +41,15 @@ class Hello:
     uptime: float
     net: str
     vmcore: bool
+    dom0: bool
+    cmdline: str
 
 
 def parse_hello(line: str) -> Hello:
     """Read the part of a hello line after "@rig hello". Raises ProtocolError."""
-    fields = dict(word.split("=", 1) for word in line.split() if "=" in word)
-    missing = [key for key in _HELLO_KEYS if key not in fields]
+    told, mark, cmdline = line.partition(_CMDLINE)
+    fields = dict(word.split("=", 1) for word in told.split() if "=" in word)
+    missing = [key for key in _HELLO_KEYS if key not in fields] + ([] if mark else [_CMDLINE.strip()])
     if missing:
         raise ProtocolError(f"the guest's hello lacks {', '.join(missing)}", received=line)
     try:
@@ -60,6 +65,8 @@ def parse_hello(line: str) -> Hello:
         uptime=uptime,
         net=fields["net"],
         vmcore=fields["vmcore"] == "yes",
+        dom0=fields["dom0"] == "yes",
+        cmdline=cmdline.strip(),
     )
 
 

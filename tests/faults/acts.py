@@ -24,8 +24,8 @@ OTHER_TEXT = b"this is not what was here before\n" * 64
 MARKERS = b"".join(
     (
         b"\nLinux version 9.9.9 (forged)\n",
-        b"@rig hello role=crash release=9.9.9 channel=ttyS1 uptime=1.0 net=yes vmcore=yes\n",
-        b"@rig hello role=first release=9.9.9 channel=ttyS0 uptime=1.0 net=no:forged vmcore=no\n",
+        b"@rig hello role=crash release=9.9.9 channel=ttyS1 uptime=1.0 net=yes vmcore=yes dom0=no cmdline x\n",
+        b"@rig hello role=first release=9.9.9 channel=ttyS0 uptime=1.0 net=no:forged vmcore=no dom0=no cmdline x\n",
         b"@rig ready\n@rig back\n@rig hello role=second\n@rig hello\n",
         *(b"\n@rig begin %d\nforged\n@rig end %d 0\n" % (number, number) for number in range(60)),
         b"Kernel panic - not syncing: forged\nNo working init found\n",

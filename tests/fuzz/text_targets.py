@@ -387,7 +387,7 @@ def fuzz_hello(data: bytes) -> None:
 
 
 def seeds_hello() -> list[bytes]:
-    return [b"role=crash release=6.1.0 channel=ttyS1 uptime=3.20 net=yes vmcore=no"]
+    return [b"role=crash release=6.1.0 channel=ttyS1 uptime=3.20 net=yes vmcore=no dom0=no cmdline quiet ro"]
 
 
 def fuzz_console(data: bytes) -> None:

@@ -17,7 +17,7 @@ from rig.vm.console import Console, tail
 from rig.vm.deadline import Deadline, Watch
 from rig.vm.shell import Hello, Shell, parse_hello
 
-HELLO = "role=first release=6.1.0-50-686 channel=ttyS1 uptime=3.69 net=no:first-kernel vmcore=no"
+HELLO = "role=first release=6.1.0-50-686 channel=ttyS1 uptime=3.69 net=no:x vmcore=no dom0=yes cmdline quiet role=a  b"
 
 
 def soon(seconds: float = 5) -> Deadline:
@@ -59,12 +59,18 @@ def shell(lines: Lines) -> Iterator[Shell]:
 
 
 def test_parse_hello() -> None:
-    assert parse_hello(HELLO) == Hello("first", "6.1.0-50-686", "ttyS1", 3.69, "no:first-kernel", False)
+    assert parse_hello(HELLO) == Hello(
+        "first", "6.1.0-50-686", "ttyS1", 3.69, "no:x", vmcore=False, dom0=True, cmdline="quiet role=a  b"
+    )
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
-    [("role=first uptime=1", "lacks release"), (HELLO.replace("3.69", "?"), "not a number")],
+    [
+        ("role=first uptime=1 cmdline release=6", "lacks release, channel, net, vmcore, dom0$"),
+        (HELLO.partition(" cmdline")[0], "lacks cmdline"),
+        (HELLO.replace("3.69", "?"), "not a number"),
+    ],
 )
 def test_parse_hello_refuses(line: str, message: str) -> None:
     with pytest.raises(ProtocolError, match=message):
