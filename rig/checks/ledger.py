@@ -17,7 +17,7 @@ from rig.handover import HandOver, Live
 from rig.kernel import ages
 from rig.memory import levels, paging
 from rig.memory.diff import changed_ranges
-from rig.memory.ledger import UNACCOUNTED, Change, Claim, account, split
+from rig.memory.ledger import UNACCOUNTED, Change, Claim, Part, account, divide
 from rig.memory.paging import NotMapped
 from rig.memory.physical import VGA_TEXT, OutsideMemory
 from rig.model import CRASH_KERNEL, PAGE_SIZE, Arch, Checkpoint, CheckResult, CpuState, Verdict
@@ -113,18 +113,18 @@ def _interval(evidence: Evidence, between: Interval, common: Sequence[Claim]) ->
     region = evidence.facts.crash_region
     outside = [c for c in changes if region is None or c.address not in region]
     size = sum(c.length for c in outside)
-    claimed = _claimed(evidence, between, changes, common)
+    parts = _parts(evidence, between, changes, common)
     return _Interval(
         between,
         outside=size,
         pages=len({c.address // PAGE_SIZE for c in outside}),
         inside=sum(c.length for c in changes) - size,
-        owners=_entries(evidence, between, changes, claimed),
+        owners=_entries(evidence, between, parts),
     )
 
 
-def _claimed(evidence: Evidence, between: Interval, changes: list[Change], common: Sequence[Claim]) -> list[Claim]:
-    """All claims on what changed in an interval, the first that holds coming first."""
+def _parts(evidence: Evidence, between: Interval, changes: list[Change], common: Sequence[Claim]) -> list[Part]:
+    """What changed in an interval, by owner: of all claims on it the first that holds."""
     region = evidence.facts.crash_region
     extra = ad_claims(evidence, *between)
     if between[1] is Checkpoint.CRASH_KERNEL:
@@ -134,10 +134,11 @@ def _claimed(evidence: Evidence, between: Interval, changes: list[Change], commo
     if between[0] is Checkpoint.PANIC:
         extra += slab_claims(evidence)
     claimed = [*extra, *common]
-    if between == TO_MACHINE_KEXEC and any(o == UNACCOUNTED for c in changes for o, _, _ in split(c, claimed)):
+    parts = divide(changes, claimed)
+    if between == TO_MACHINE_KEXEC and any(part.owner == UNACCOUNTED for part in parts):
         # only now: reading what they executed takes a second
-        claimed += _other_cpus_claims(evidence)
-    return claimed
+        parts = divide(changes, [*claimed, *_other_cpus_claims(evidence)])
+    return parts
 
 
 def owned(evidence: Evidence) -> list[Owned]:
@@ -149,14 +150,9 @@ def owned(evidence: Evidence) -> list[Owned]:
     common = claims(evidence)
     found = []
     for between in pairwise(seen):
-        changes = list(_changes(evidence, *between))
-        claimed = _claimed(evidence, between, changes, common)
-        found += [Owned(between, *part) for change in changes for part in sorted(split(change, claimed), key=_address)]
+        parts = _parts(evidence, between, list(_changes(evidence, *between)), common)
+        found += [Owned(between, part.owner, part.address, part.length) for part in parts]
     return found
-
-
-def _address(part: tuple[str, int, int]) -> int:
-    return part[1]
 
 
 def _changes(evidence: Evidence, a: Checkpoint, b: Checkpoint) -> Iterator[Change]:
@@ -200,18 +196,16 @@ def _other_cpus_claims(evidence: Evidence) -> list[Claim]:
     return []
 
 
-def _entries(
-    evidence: Evidence, interval: Interval, changes: list[Change], claimed: list[Claim]
-) -> list[dict[str, Any]]:
+def _entries(evidence: Evidence, interval: Interval, parts: list[Part]) -> list[dict[str, Any]]:
     """The ledger of an interval. writers: functions that wrote an owner's bytes last, and how many.
 
     They are looked up for the hand-over, whose few instructions are quickly read, and for all that has no owner.
     """
     found = []
-    for entry in account(changes, claimed):
+    for entry in account(parts):
         told = asdict(entry)
         if interval == TO_HANDOVER or (interval == TO_MACHINE_KEXEC and entry.owner == UNACCOUNTED):
-            spots = [(s, s + n) for c in changes for owner, s, n in split(c, claimed) if owner == entry.owner]
+            spots = [(p.address, p.address + p.length) for p in parts if p.owner == entry.owner]
             with contextlib.suppress(EvidenceError):  # no recording: then nobody is named
                 told["writers"] = functions(evidence, interval, spots)
         found.append(told)

@@ -17,7 +17,7 @@ from rig.evidence.reader import Evidence
 from rig.kernel import ages
 from rig.memory.diff import changed_ranges
 from rig.memory.dump import Pieces, cut
-from rig.memory.ledger import UNACCOUNTED, Change, Claim, account, split
+from rig.memory.ledger import UNACCOUNTED, Change, Claim, account, divide, split
 from rig.memory.physical import OutsideMemory
 from rig.model import CRASH_KERNEL, MACHINE_KEXEC, PAGE_SIZE, Checkpoint, CheckResult, Dump, Verdict
 
@@ -122,7 +122,7 @@ def vmcore_faithful(evidence: Evidence) -> CheckResult:
     pieces = _arrived(evidence)
     found = _differences(evidence, pieces)
     changes = [Change("panic -> dump", address, length) for address, length in found.ranges]
-    owners = account(changes, (*claims(evidence), *slab_claims(evidence)))
+    owners = account(divide(changes, (*claims(evidence), *slab_claims(evidence))))
     stray = [entry for entry in owners if entry.owner == UNACCOUNTED]
     absent = _absent(evidence)
     raw = evidence.facts.plan.scenario.dump is Dump.RAW

@@ -28,6 +28,16 @@ class Change:
 
 
 @dataclass(frozen=True)
+class Part:
+    """`length` bytes of a change that have one owner. address: physical."""
+
+    interval: str
+    owner: str
+    address: int
+    length: int
+
+
+@dataclass(frozen=True)
 class Entry:
     """A line of the ledger. addresses: the first few places, physical."""
 
@@ -56,16 +66,23 @@ def split(change: Change, claims: Iterable[Claim]) -> Iterator[tuple[str, int, i
         yield UNACCOUNTED, start, end - start
 
 
-def account(changes: Iterable[Change], claims: Iterable[Claim], places: int = 6) -> list[Entry]:
-    """The ledger: one entry for each owner and interval, the largest first within its interval."""
+def divide(changes: Iterable[Change], claims: Iterable[Claim]) -> list[Part]:
+    """All changes, in their order, cut as split() does; of one change the parts by address."""
     claims = tuple(claims)
+    return [
+        Part(change.interval, *part)
+        for change in changes
+        for part in sorted(split(change, claims), key=lambda part: part[1])
+    ]
+
+
+def account(parts: Iterable[Part], places: int = 6) -> list[Entry]:
+    """The ledger: one entry for each owner and interval, the largest first within its interval."""
     found: dict[tuple[str, str], list[tuple[int, int]]] = defaultdict(list)
-    order: list[str] = []
-    for change in changes:
-        if change.interval not in order:
-            order.append(change.interval)
-        for owner, address, length in split(change, claims):
-            found[change.interval, owner].append((address, length))
+    order: dict[str, int] = {}
+    for part in parts:
+        order.setdefault(part.interval, len(order))
+        found[part.interval, part.owner].append((part.address, part.length))
     entries = [
         Entry(
             owner,
@@ -76,4 +93,4 @@ def account(changes: Iterable[Change], claims: Iterable[Claim], places: int = 6)
         )
         for (interval, owner), spots in found.items()
     ]
-    return sorted(entries, key=lambda e: (order.index(e.interval), -e.bytes, e.owner))
+    return sorted(entries, key=lambda e: (order[e.interval], -e.bytes, e.owner))

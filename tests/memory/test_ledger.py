@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rig.memory.ledger import UNACCOUNTED, Change, Claim, account, split
+from rig.memory.ledger import UNACCOUNTED, Change, Claim, account, divide, split
 
 NOTES = Claim(0x1000, 0x1010, "crash notes")
 DATA = Claim(0x1000, 0x2000, "kernel .data")
@@ -27,8 +27,19 @@ def test_a_claim_in_the_middle_leaves_both_sides() -> None:
 
 def test_the_first_claim_wins() -> None:
     change = [Change("i", 0x1004, 4)]
-    assert [e.owner for e in account(change, [NOTES, DATA])] == ["crash notes"]
-    assert [e.owner for e in account(change, [DATA, NOTES])] == ["kernel .data"]
+    assert [part.owner for part in divide(change, [NOTES, DATA])] == ["crash notes"]
+    assert [part.owner for part in divide(change, [DATA, NOTES])] == ["kernel .data"]
+
+
+def test_the_parts_of_a_change_are_by_address() -> None:
+    changes = [Change("i", 0x1FF8, 0x10), Change("i", 0xFF8, 0x20)]
+    assert [(part.owner, part.address, part.length) for part in divide(changes, [NOTES, DATA])] == [
+        ("kernel .data", 0x1FF8, 8),
+        (UNACCOUNTED, 0x2000, 8),
+        (UNACCOUNTED, 0xFF8, 8),
+        ("crash notes", 0x1000, 0x10),
+        ("kernel .data", 0x1010, 8),
+    ]
 
 
 def test_entries_are_by_interval_then_size() -> None:
@@ -38,7 +49,7 @@ def test_entries_are_by_interval_then_size() -> None:
         Change("early", 0x5000, 3),
         Change("early", 0x1FFF, 1),
     ]
-    entries = account(changes, [DATA])
+    entries = account(divide(changes, [DATA]))
     assert [(e.interval, e.owner, e.bytes, e.pages) for e in entries] == [
         ("late", "kernel .data", 1, 1),
         ("early", "kernel .data", 3, 1),
@@ -48,4 +59,4 @@ def test_entries_are_by_interval_then_size() -> None:
 
 
 def test_a_change_over_two_pages_counts_both() -> None:
-    assert account([Change("i", 0x1FFE, 4)], [])[0].pages == 2
+    assert account(divide([Change("i", 0x1FFE, 4)], []))[0].pages == 2

@@ -12,7 +12,7 @@ from rig.errors import EvidenceError
 from rig.evidence import DIED
 from rig.evidence.reader import Evidence
 from rig.memory.diff import changed_ranges
-from rig.memory.ledger import UNACCOUNTED, Change, Claim, split
+from rig.memory.ledger import UNACCOUNTED, Change, Claim, divide
 from rig.memory.physical import OutsideMemory
 from rig.model import PAGE_SIZE, Checkpoint
 
@@ -65,10 +65,9 @@ def _between(evidence: Evidence, before: str, after: str, claimed: Sequence[Clai
         address = pfn * PAGE_SIZE
         with contextlib.suppress(OutsideMemory):
             old, new = (evidence.memory(where).read(address, PAGE_SIZE) for where in (before, after))
-            for offset, length in changed_ranges(old, new):
-                change = Change("", address + offset, length)
-                for owner, at, size in sorted(split(change, claimed), key=lambda part: part[1]):
-                    yield Changed(before, after, owner, at, size)
+            changes = [Change("", address + offset, length) for offset, length in changed_ranges(old, new)]
+            for part in divide(changes, claimed):
+                yield Changed(before, after, part.owner, part.address, part.length)
 
 
 def _claims(evidence: Evidence) -> list[Claim]:
