@@ -15,6 +15,7 @@ The format is that of log_cpu_exec() in QEMU's accel/tcg/cpu-exec.c, target_disa
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -116,6 +117,7 @@ class Change:
     after: tuple[int, ...]
 
 
+@functools.lru_cache(maxsize=1)  # while the new kernel boots it is looked at, and right afterwards judged
 def parse(text: str, cpu: int, start: int | None = None) -> Trace:
     """Read a recording. cpu: the one that panicked. start: leave out all before the instruction at that address.
 

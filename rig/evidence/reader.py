@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -287,9 +288,10 @@ class Evidence:
 
     def symbol_at(self, address: int) -> str:
         """ "name+0x1f" of a virtual address in the first kernel; the bare address when no symbol is known there."""
-        for symbol in self.symbols:
-            if symbol.start <= address < symbol.end:
-                return f"{symbol.name}+{address - symbol.start:#x}"
+        index = bisect.bisect_right(self.symbols, address, key=lambda symbol: symbol.start) - 1
+        symbol = self.symbols[index] if index >= 0 else None
+        if symbol is not None and address < symbol.end:
+            return f"{symbol.name}+{address - symbol.start:#x}"
         return f"{address:#x}"
 
     @cached_property

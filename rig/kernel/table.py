@@ -78,7 +78,9 @@ class SymbolTable(Mapping[int, str]):
     def moved(self, by: int) -> SymbolTable:
         """All of them so many bytes further up, or down, as KASLR moves a kernel."""
         marked = {name: (address + by) % (1 << 64) for name, address in self.marked.items()}
-        return SymbolTable(self._addresses + np.uint64(by % (1 << 64)), self._names, marked)
+        found = SymbolTable(self._addresses + np.uint64(by % (1 << 64)), self._names, marked)
+        found._starts = self._starts  # the same names
+        return found
 
     def between(self, start: int, end: int) -> list[int]:
         """The addresses from `start` on, before `end`."""

@@ -18,7 +18,7 @@ from rig.trace import CUT, MAX_CODE, code_of
 from rig.vm import registers
 from rig.vm.deadline import Deadline
 from rig.vm.logs import Marks
-from rig.vm.qemu import LOG_ALWAYS, Vm
+from rig.vm.qemu import LOG_ALWAYS, Vm, qemu_version
 
 Take = Callable[[str], None]  # given a recording
 
@@ -26,6 +26,8 @@ _TRACE = "exec,cpu,in_asm,int,nochain"
 _EVENTS = "int"  # interrupts and exceptions only
 # One instruction for each translation block: named so since QEMU 8.1, before that as the second says.
 _ONE_INSTRUCTION = ("one-insn-per-tb", "singlestep")
+
+_switches: dict[str, str] = {}  # by QEMU's version: the monitor's command for it
 
 _LOOK = 0.1  # seconds between two looks at its size
 
@@ -127,9 +129,14 @@ def _code(vm: Vm, cpu: CpuState) -> bytes:
 
 
 def _switch(vm: Vm) -> str:
-    """The monitor's command for one instruction per block."""
+    """The monitor's command for one instruction per block. Each QEMU is asked once."""
+    version = qemu_version()
+    if version in _switches:
+        return _switches[version]
     for name in _ONE_INSTRUCTION:
-        if "unknown command" not in vm.qmp.monitor(f"help {name}") and name in vm.qmp.monitor(f"help {name}"):
+        told = vm.qmp.monitor(f"help {name}")
+        if "unknown command" not in told and name in told:
+            _switches[version] = name
             return name
     raise ProtocolError(f"QEMU's monitor knows none of {', '.join(_ONE_INSTRUCTION)}")
 
