@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import threading
 import time
@@ -26,7 +27,6 @@ from rig.errors import (
     RequestError,
 )
 from rig.evidence import LISTING, TRACEBACK
-from rig.evidence.reader import Evidence
 from rig.evidence.writer import EvidenceWriter, to_json
 from rig.facts import DumpInfo, Facts, Hypervisor, Kimage, PlainPanic
 from rig.guest import arming
@@ -51,9 +51,11 @@ from rig.vm.deadline import Deadline
 from rig.vm.gdbstub import GdbStub
 from rig.vm.qemu import Vm, ram_ranges
 from rig.vm.template import Making
+from rig.warmup import judging, warmed_up
 
 if TYPE_CHECKING:
     from rig import jump, plain, saboteur, trace, xen
+    from rig.evidence.reader import Evidence
     from rig.guest import disk, dom0
     from rig.hold import StopAt, hold
     from rig.judge import judge
@@ -70,7 +72,7 @@ else:  # needed once the guest has booted: rig/warmup.py
     efi, exception, kimage = late("rig.kernel.efi"), late("rig.kernel.exception"), late("rig.kernel.kimage")
     levels, hashes_at = late("rig.memory.levels"), late("rig.memory.dump:hashes_at")
     hold, Recorder, judge = late("rig.hold:hold"), late("rig.recorder:Recorder"), late("rig.judge:judge")
-    render_run = late("rig.report.html:render_run")
+    Evidence, render_run = late("rig.evidence.reader:Evidence"), late("rig.report.html:render_run")
     hand_over_listing = late("rig.report.listing:hand_over_listing")
 
 LIMITS = {  # of this process: room does not help
@@ -217,25 +219,30 @@ class _Run(Run):
         self.learn(ram=tuple(ram))
         with self.in_phase("arm", "the new image to be loaded") as deadline:
             record = self._arm(vm, recorder, artefacts, making, deadline)
+        beside = functools.partial(warmed_up, judging(self.plan))
         try:
             hold(self, vm, Checkpoint.ARMED)
             if self.load.kind is LoadKind.NONE:
                 self._plain_panic(vm)
             elif self.facts.jump:
-                jump.out_and_back(self, vm, recorder)
+                with beside():
+                    jump.out_and_back(self, vm, recorder)
             elif self.facts.plain:
-                plain.hand_over(self, vm, recorder)
+                with beside():
+                    plain.hand_over(self, vm, recorder)
                 if self.facts.ends_at_handover:
                     self._end_at_handover(vm, recorder)
                     return
                 plain.second_boot(self, vm, recorder)
                 hold(self, vm, Checkpoint.SECOND_KERNEL)
             else:
-                self._hand_over(vm, recorder, record)
+                with beside() if self.facts.ends_at_handover else contextlib.nullcontext():
+                    self._hand_over(vm, recorder, record)
                 if self.facts.ends_at_handover:
                     self._end_at_handover(vm, recorder)
                     return
-                self._crash_boot(vm, recorder)
+                with beside():  # there is time enough now
+                    self._crash_boot(vm, recorder)
                 hold(self, vm, Checkpoint.CRASH_KERNEL)
                 self._dump(vm, recorder, artefacts.disk)
         except GuestDied:

@@ -13,7 +13,7 @@ from rig.prepare import Artefacts
 from rig.vm.deadline import Deadline
 from rig.vm.qemu import Vm
 from rig.vm.template import Making
-from rig.warmup import modules, warmed_up
+from rig.warmup import driving, warmed_up
 
 # Signs on the console that the first kernel will never come to a shell, long before the deadline says so.
 PANIC = "Kernel panic - not syncing"
@@ -75,7 +75,7 @@ def _restored(run: Run, artefacts: Artefacts, stack: contextlib.ExitStack) -> Vm
 def _started(run: Run, artefacts: Artefacts, stack: contextlib.ExitStack) -> Vm:
     monitor = run.stop.monitor if run.stop is not None else None
     standing = artefacts.template.standing if artefacts.template is not None else None
-    stack.enter_context(warmed_up(modules(run.plan)))
+    stack.enter_context(warmed_up(driving(run.plan)))
     machine = replace(artefacts.machine, monitor=monitor)
     vm = stack.enter_context(Vm(machine, cancel=run.cancel, standing=standing, afterwards=run.afterwards))
     run.learn(environment={**run.facts.environment, "argv": list(vm.argv)})

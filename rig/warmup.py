@@ -1,4 +1,5 @@
-"""What a run needs only after its guest has booted is imported while it boots: Python's time passes beside the guest's.
+"""What a run needs only after its guest has booted is imported while the guest is busy: Python's time passes beside the
+guest's.
 
 Nothing depends on it: what is not imported by then is imported by whoever needs it.
 """
@@ -17,7 +18,7 @@ from rig.model import LoadKind, RunPlan, Until
 # In the order in which a run comes to need them. What these import themselves is not listed.
 _DRIVING = ("rig.recorder", "rig.memory.image", "rig.hold", "rig.vm.tracing", "rig.kernel.exception", "rig.survey")
 _WAYS = {LoadKind.PLAIN: ("rig.plain",), LoadKind.JUMP: ("rig.jump",)}
-_JUDGING = ("rig.judge", "rig.memory.packed")
+_JUDGING = ("rig.judge", "rig.memory.packed", "capstone", "numpy.ma")  # np.unique() imports numpy.ma
 _REPORTING = (
     *("rig.report.html", "rig.report.html.render:compile_templates", "rig.report.listing"),
     *("rig.report.site", "rig.report.text", "rich.console"),
@@ -25,13 +26,18 @@ _REPORTING = (
 _DUMPING = ("rig.memory.vmcore", "elftools.elf.elffile", "rig.dump")  # of a crash only, and the slowest: last
 
 
-def modules(plan: RunPlan) -> Sequence[str]:
-    """What a run of this plan needs after its guest has booted: names for `warmed_up`."""
-    kind = loads.kind(plan.scenario.load)
-    families = dict.fromkeys(f"rig.checks.{REGISTRY[name].family}" for name in plan.scenario.checks)
+def driving(plan: RunPlan) -> Sequence[str]:
+    """What a run of this plan needs once its guest is armed: names for `warmed_up`."""
     sabotage = ("rig.saboteur",) if plan.scenario.sabotage else ()
-    dump = _DUMPING if kind is LoadKind.CRASH and plan.scenario.until is Until.END else ()
-    return (*_DRIVING, *_WAYS.get(kind, ()), *sabotage, *families, *_JUDGING, *_REPORTING, *dump)
+    return (*_DRIVING, *_WAYS.get(loads.kind(plan.scenario.load), ()), *sabotage)
+
+
+def judging(plan: RunPlan) -> Sequence[str]:
+    """What it needs once its guest is done for."""
+    families = dict.fromkeys(f"rig.checks.{REGISTRY[name].family}" for name in plan.scenario.checks)
+    crash = loads.kind(plan.scenario.load) is LoadKind.CRASH
+    dump = _DUMPING if crash and plan.scenario.until is Until.END else ()
+    return (*families, *_JUDGING, *_REPORTING, *dump)
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ import pytest
 
 from rig import warmup
 from rig.catalog import load
+from rig.evidence.reader import Evidence
 from rig.plan import plan
 from tests.forge import Machine
 
@@ -36,18 +37,21 @@ print(*(set(sys.modules) - before))
 """
 
 
-def test_after_it_a_run_is_judged_and_reported_without_further_imports(tmp_path: Path) -> None:
-    evidence = Machine().write(tmp_path)
-    names = warmup.modules(evidence.facts.plan)
+def imported_afterwards(evidence: Evidence) -> list[str]:
+    names = [*warmup.driving(evidence.facts.plan), *warmup.judging(evidence.facts.plan)]
     command = [sys.executable, "-c", SCRIPT, str(evidence.path), *names]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    assert done.stdout.split() == []
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.split()
+
+
+def test_after_it_a_run_is_judged_and_reported_without_further_imports(tmp_path: Path) -> None:
+    assert imported_afterwards(Machine().write(tmp_path)) == []
 
 
 @pytest.mark.parametrize("scenario", ["panic", "plain-kexec", "kexec-jump", "flipped-bit"])
 def test_what_it_names_is_there(scenario: str) -> None:
     """It fails silently: whoever needs a module is told, but nobody would hear of a name that has gone."""
-    for name in warmup.modules(plan(load(), [scenario])[0]):
+    asked = plan(load(), [scenario])[0]
+    for name in (*warmup.driving(asked), *warmup.judging(asked)):
         module, _, function = name.partition(":")
         found = importlib.import_module(module)
         assert not function or callable(getattr(found, function))

@@ -15,6 +15,7 @@ from rig.memory import levels
 from rig.model import Checkpoint
 from tests.report.published import VALIDATOR
 from tests.runs.conftest import GUESTS, Done, checks, figures, rig
+from tests.test_warmup import imported_afterwards
 
 pytestmark = pytest.mark.vm
 
@@ -77,6 +78,11 @@ def test_evidence_is_small_and_judged_again_bit_for_bit(panic_runs: Done, guest:
     sizes = {p: p.stat().st_size for p in directory.rglob("*") if p.is_file() and not p.name.endswith(".ram.zst")}
     assert sum(sizes.values()) < 10 << 20
     assert to_json(judge_dir(directory)) == (directory / "result.json").read_bytes()
+
+
+@pytest.mark.parametrize("guest", GUESTS)
+def test_what_it_is_judged_with_was_imported_while_the_guest_was_busy(panic_runs: Done, guest: str) -> None:
+    assert imported_afterwards(Evidence(panic_runs.directories[guest])) == []
 
 
 def test_check_prints_what_run_printed(panic_runs: Done) -> None:
