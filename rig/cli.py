@@ -309,6 +309,9 @@ def program() -> None:
     # A run makes objects by the hundred thousand that last until its end: looking through them all, each time that a
     # few hundred more are there, is most of what garbage collection does by default.
     gc.set_threshold(20_000, 5, 5)
+    # Seconds. By default whoever waits for the guest, and then has a word for it, waits another 5 ms for a thread that
+    # imports what comes later.
+    sys.setswitchinterval(0.0005)
     status = CANCELLED  # what main() itself lets pass is Ctrl-C
     # Registered first, called last. It spares what the interpreter does at its end: to give back, piece by piece, what
     # the system takes back at once.

@@ -8,6 +8,7 @@ import os
 import subprocess
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -16,13 +17,12 @@ import rig
 from rig import armed, catalog, ingredients, loads
 from rig.errors import MachineError, RequestError
 from rig.facts import Manifest
-from rig.guest import initramfs, legacy, makedumpfile
+from rig.guest import initramfs, makedumpfile
 from rig.guest.cache import Cache
 from rig.guest.initramfs import Pieces
 from rig.guest.keys import RunKeys
 from rig.guest.packages import PackageCache
 from rig.kernel import ages
-from rig.kernel.build import obtain
 from rig.late import late
 from rig.model import (
     Arch,
@@ -42,18 +42,19 @@ from rig.model import (
     Until,
     Userland,
 )
+from rig.pool import cores
 from rig.triggers import MODULE, TRIGGERS
 from rig.vm import accel
 from rig.vm.qemu import OPEN_FILES, MachineSpec, confinement, installed, qemu_version, sandboxes
 from rig.vm.template import Template, Templates
 
 if TYPE_CHECKING:
-    from rig.guest import disk, hypervisor, program
-    from rig.kernel import linked
+    from rig.guest import disk, hypervisor, legacy, program
+    from rig.kernel import build, linked
     from rig.kernel.modules import build_module
 else:  # what few runs need
     disk, hypervisor, program = late("rig.guest.disk"), late("rig.guest.hypervisor"), late("rig.guest.program")
-    linked = late("rig.kernel.linked")
+    legacy, build, linked = late("rig.guest.legacy"), late("rig.kernel.build"), late("rig.kernel.linked")
     build_module = late("rig.kernel.modules:build_module")
 
 # panic=-1: a panic that finds no crash kernel resets at once, which is seen as the guest's death; otherwise it would
@@ -144,17 +145,17 @@ def prepare(
     :raise RequestError: what was asked for can't be booted, loaded or built
     """
     cache = PackageCache(progress=lambda text: listener(f"note: {text}"))
-    asking = threading.Thread(target=_ask_qemu, name="qemu --version")
-    asking.start()  # takes as long as the hashes below
-    made_of = options.repeat.ingredients if options.repeat else gather(plan, cache, cancel)
-    if made_of.crash_kernel_note:
-        listener(f"note: {made_of.crash_kernel_note}")
-    without_keys = keyless(plan, made_of)
-    asking.join()
+    with ThreadPoolExecutor() as beside:  # what takes as long as the hashes of all files
+        beside.submit(_ask_qemu)
+        made_of = options.repeat.ingredients if options.repeat else gather(plan, cache, cancel)
+        without_keys = beside.submit(keyless, plan, made_of)
+        if made_of.crash_kernel_note:
+            listener(f"note: {made_of.crash_kernel_note}")
+        brought = options.repeat.brought if options.repeat else None
+        manifest = ingredients.record(made_of, cache.cache.root, "", brought)
+        manifest = replace(manifest, initramfs=without_keys.result())
     chosen = accelerator(plan, options, cache.cache)
     first, second = cmdlines(plan.guest, plan.scenario, made_of.kernel.release, plan.into)
-    brought = options.repeat.brought if options.repeat else None
-    manifest = ingredients.record(made_of, cache.cache.root, without_keys, brought)
     below = made_of.hypervisor
     with contextlib.ExitStack() as stack:
         drive = None
@@ -188,7 +189,7 @@ def prepare(
                 "deadline": options.deadline,
                 "cmdline": first,
                 "crash_cmdline": second,
-                "userland": "built with musl" if legacy.is_legacy(made_of.kernel) else "packages",
+                "userland": "built with musl" if ages.needs_musl(made_of.kernel.release) else "packages",
                 **({"crash_kernel_note": made_of.crash_kernel_note} if made_of.crash_kernel_note else {}),
                 **(_told(below, hypervisor_cmdline(plan.guest, plan.scenario)) if below else {}),
                 **({"until": plan.scenario.until} if plan.scenario.until is not Until.END else {}),
@@ -255,6 +256,13 @@ def gather(plan: RunPlan, cache: PackageCache, cancel: threading.Event) -> Ingre
         firmware=cache.firmware() if guest.firmware is Firmware.UEFI else None,
         crash_kernel_note=stand_in,
     )
+
+
+def obtain(kernel: Kernel, guest: Guest, cache: PackageCache, cancel: threading.Event) -> KernelFiles:
+    """A kernel ready to boot, however it is had: built from source where the catalogue says so, else by the cache."""
+    if kernel.source:
+        return build.build(kernel, guest, cache, cancel, cores()).files
+    return cache.kernel(kernel, guest)
 
 
 def machine(plan: RunPlan, made_of: Ingredients, accel: str, run_dir: Path, drive: Path | None) -> MachineSpec:
@@ -329,7 +337,7 @@ def _told(below: HypervisorFiles, cmdline: str) -> dict[str, Any]:
 
 def _userland(cache: PackageCache, kernel: KernelFiles, dump: Dump, cancel: threading.Event) -> Userland:
     """What runs on this kernel."""
-    if legacy.is_legacy(kernel):
+    if ages.needs_musl(kernel.release):
         return legacy.userland(cache, kernel.arch, cancel)
     return cache.userland(kernel.arch, dump)
 

@@ -26,7 +26,7 @@ from rig.guest.repository import digest
 from rig.kernel import ages, make
 from rig.kernel.build import Ticker
 from rig.kernel.payload import Undecodable, decompress
-from rig.model import Arch, KernelFiles, Userland
+from rig.model import Arch, Userland
 
 SOURCES = ("busybox", "kexec-tools")
 PROGRAMS: Mapping[str, str] = {"/bin/busybox": "busybox", "/sbin/kexec": "kexec"}  # in the guest -> built
@@ -60,11 +60,6 @@ class _Record(msgspec.Struct):
 
     def paths(self) -> list[str]:
         return [f"{self.directory}/{name}" for name in PROGRAMS.values()]
-
-
-def is_legacy(kernel: KernelFiles) -> bool:
-    """Whether a kernel needs this userland, by the version in its own header."""
-    return ages.older(kernel.release, ages.GLIBC)
 
 
 def userland(cache: PackageCache, arch: Arch, cancel: threading.Event) -> Userland:

@@ -36,6 +36,11 @@ def crashes_into_itself(release: str, *, relocatable: bool) -> bool:
     return relocatable and not older(release, GLIBC)
 
 
+def needs_musl(release: str) -> bool:
+    """Whether the distribution's programs don't run on a kernel: it gets the userland of rig/guest/legacy.py."""
+    return older(release, GLIBC)
+
+
 def allocates_tables(release: str) -> bool:
     """Whether a kernel's struct kimage points to the transition's page tables: they are variables in older ones."""
     return not older(release, TABLES_ALLOCATED)

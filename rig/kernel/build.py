@@ -36,7 +36,6 @@ from rig.guest.repository import digest
 from rig.kernel import config, make
 from rig.kernel.image import inspect, parse_config
 from rig.model import Arch, Guest, Kernel, KernelFiles
-from rig.pool import cores
 
 MAKE_ARCH = {Arch.I386: "i386", Arch.AMD64: "x86_64"}
 
@@ -101,13 +100,6 @@ class Outcome:
     files: KernelFiles
     seconds: float
     cached: bool
-
-
-def obtain(kernel: Kernel, guest: Guest, cache: PackageCache, cancel: threading.Event) -> KernelFiles:
-    """A kernel ready to boot, however it is had: built from source where the catalogue says so, else by the cache."""
-    if kernel.source:
-        return build(kernel, guest, cache, cancel, cores()).files
-    return cache.kernel(kernel, guest)
 
 
 def build(kernel: Kernel, guest: Guest, cache: PackageCache, cancel: threading.Event, jobs: int) -> Outcome:

@@ -7,18 +7,17 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rig import elf
-from rig.elf import ElfError
 from rig.errors import UnsuitableKernel
 from rig.late import late
 from rig.model import MACHINE_KEXEC as MACHINE_KEXEC
 from rig.model import PAGE_SIZE, Range, Symbol
 
 if TYPE_CHECKING:
+    from rig import elf
     from rig.kernel import table as tables
     from rig.kernel.table import SymbolTable
 else:
-    tables = late("rig.kernel.table")
+    elf, tables = late("rig.elf"), late("rig.kernel.table")
 
 # The instant `panic` (DESIGN), best first. Kernels before 4.7 (7bbee5ca3896) have no __crash_kexec.
 PANIC_SYMBOLS = ("__crash_kexec", "crash_kexec")
@@ -175,7 +174,7 @@ def _symbol_table(image: Path) -> list[tuple[str, int]]:
     try:
         with image.open("rb") as file:
             table = elf.of_file(file).symbols()
-    except (OSError, ElfError) as problem:
+    except (OSError, elf.ElfError) as problem:
         raise UnsuitableKernel(f"{image} is not a vmlinux: {problem}") from problem
     if table is None:
         raise UnsuitableKernel(f"{image} has no symbol table", hint="give the unstripped vmlinux")

@@ -12,10 +12,16 @@ import select
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
-from xml.etree import ElementTree
+from typing import TYPE_CHECKING
 
 from rig.errors import GuestDied, ProtocolError
+from rig.late import late
 from rig.vm.deadline import POLL, Deadline, Watch
+
+if TYPE_CHECKING:
+    from xml.etree import ElementTree
+else:  # to write registers, which few runs do
+    ElementTree = late("xml.etree.ElementTree")
 
 _TIMEOUT = 10.0  # seconds for a reply while the VM is stopped
 _CHUNK = 1024  # bytes per memory packet: QEMU's limit is 4096 characters, two per byte

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from rig.errors import PackageError
-from rig.guest.legacy import _TARGETS, compiler_specs, is_legacy
+from rig.guest.legacy import _TARGETS, compiler_specs
 from rig.guest.packages import Package
-from rig.model import Arch, KernelFiles
+from rig.model import Arch
 
 
 def packages(root: Path, without: str = "") -> list[Package]:
@@ -25,11 +25,6 @@ def packages(root: Path, without: str = "") -> list[Package]:
         if name != without:
             (root / name / path).touch()
     return [Package(name, "1", Arch.I386, "0", root / f"{name}.deb", root / name) for name in trees]
-
-
-@pytest.mark.parametrize(("release", "legacy"), [("2.6.18", True), ("3.1", True), ("3.2.0-4-686", False)])
-def test_chosen_by_the_images_own_version(release: str, legacy: bool) -> None:
-    assert is_legacy(KernelFiles("mine", release, Arch.I386, Path("bzImage"), "0")) is legacy
 
 
 def test_gcc_takes_the_specs_and_links_nothing_of_this_machine(tmp_path: Path) -> None:

@@ -27,3 +27,5 @@ def test_a_bound_is_the_first_release_that_can() -> None:
     assert ages.older("3.1.10", ages.GLIBC)
     assert not ages.older("3.2.0-4-amd64", ages.GLIBC)
     assert not ages.older("mine", ages.GLIBC)
+    assert ages.needs_musl("2.6.18")
+    assert not ages.needs_musl("3.2.0-4-amd64")

@@ -10,7 +10,7 @@ from elftools.elf.elffile import ELFFile
 
 from rig.catalog import load
 from rig.guest.packages import PackageCache
-from rig.kernel.build import obtain
+from rig.prepare import obtain
 from tests.runs.conftest import checks, figures, rig
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(3600)]

@@ -15,7 +15,7 @@ import pytest
 from rig.catalog import load
 from rig.evidence.reader import Evidence
 from rig.guest.packages import PackageCache
-from rig.kernel.build import obtain
+from rig.prepare import obtain
 from tests.runs.conftest import checks, figures, rig
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(1800)]

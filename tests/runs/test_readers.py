@@ -19,8 +19,8 @@ from rig.catalog import load
 from rig.evidence import VMCORE
 from rig.evidence.reader import Evidence
 from rig.guest.packages import PackageCache
-from rig.kernel.build import obtain
 from rig.model import Arch
+from rig.prepare import obtain
 from tests.runs.conftest import rig
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(3600)]
