@@ -235,7 +235,7 @@ def all_symbols(
     store: the cache, and the image's SHA256. running: what the kernel said in this boot.
     """
     cache, sha256 = store
-    place = f"kallsyms/{sha256}.table.zst"
+    place = f"kallsyms/{sha256}.{symbols.MARKS}.table.zst"
     with contextlib.suppress(FileNotFoundError):
         kept = (cache.root / place).read_bytes()
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,7 +35,8 @@ CODE_END = "__relocate_kernel_end"
 # has no second one for the first pair.
 GIVEN_BACK = (("__init_begin", "__init_end"), ("__start_bss_decrypted_unused", "__end_bss_decrypted"))
 _KEPT = frozenset((TEXT, *(name for pair in GIVEN_BACK for name in pair)))  # where others share their address
-_MARKED = (MACHINE_KEXEC, *CODE_START, CODE_END, *_KEPT)  # what is looked for by its name
+_MARKED = (MACHINE_KEXEC, *CODE_START, CODE_END, *sorted(_KEPT))  # what is looked for by its name
+MARKS = f"{zlib.crc32(' '.join(_MARKED).encode()):08x}"  # which those are: a table that is kept knows no others
 # A shell line that prints their lines of /proc/kallsyms. Emulated, reading all 170,000 lines takes 0.3 s for one fixed
 # string and 1.5 s for a pattern; these are in the kernel's first few thousand functions, so each grep ends early.
 COMMAND = f"for s in {MACHINE_KEXEC} {' '.join(PANIC_SYMBOLS)}; do grep -m 1 -wF $s /proc/kallsyms; done"

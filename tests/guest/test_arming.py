@@ -28,6 +28,7 @@ from rig.guest.arming import (
     prepare_trigger,
 )
 from rig.guest.cache import Cache
+from rig.kernel import symbols
 from rig.loads import CODE, LOADS
 from rig.model import CRASH_KERNEL, Range
 from rig.triggers import TRIGGERS, Trigger
@@ -227,7 +228,9 @@ class Kallsyms:
         return gzip.compress(f"{self.base:x} T _text\n{self.base + 0x100:x} T machine_kexec\n".encode())
 
 
-def test_all_symbols_are_read_once_and_again_when_the_cache_is_damaged(tmp_path: Path) -> None:
+def test_all_symbols_are_read_once_and_again_when_the_cache_is_of_no_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     notes: list[str] = []
     cache, guest, deadline = Cache(tmp_path, lambda _: None), Kallsyms(0xC1000000), Deadline.after(1, "nothing")
 
@@ -238,7 +241,11 @@ def test_all_symbols_are_read_once_and_again_when_the_cache_is_damaged(tmp_path:
     assert ask(0xC1000000) == {0xC1000000: "_text", 0xC1000100: "machine_kexec"}
     assert ask(0xC5000000) == {0xC5000000: "_text", 0xC5000100: "machine_kexec"}
     assert guest.asked == len(notes) == 1
-    (tmp_path / "kallsyms/abc.table.zst").write_bytes(b"torn")
+    place = f"kallsyms/abc.{symbols.MARKS}.table.zst"
+    (tmp_path / place).write_bytes(b"torn")
     assert ask(0xC5000000) == {0xC5000000: "_text", 0xC5000100: "machine_kexec"}
     assert guest.asked == 2
-    assert "kallsyms/abc.table.zst is damaged" in notes[1]
+    assert f"{place} is damaged" in notes[1]
+    monkeypatch.setattr(symbols, "MARKS", "others")
+    ask(0xC5000000)
+    assert guest.asked == 3
