@@ -24,6 +24,8 @@ from rig.vm.deadline import POLL, Watch
 
 _T = TypeVar("_T")
 
+PATIENCE = 30.0  # seconds that QEMU has to answer a command
+
 
 class Qmp:
     """A QMP connection over a connected socket, which it takes over. A context manager.
@@ -71,7 +73,7 @@ class Qmp:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def execute(self, command: str, arguments: Mapping[str, object] | None = None, timeout: float = 30.0) -> Any:
+    def execute(self, command: str, arguments: Mapping[str, object] | None = None, timeout: float = PATIENCE) -> Any:
         """Execute a command and return what QEMU returned.
 
         Raises ProtocolError when QEMU refuses the command, GuestDied when the connection is lost, GuestHung
@@ -94,7 +96,7 @@ class Qmp:
             raise GuestDied(f"QEMU closed the QMP connection: {error.strerror}") from error
         self.execute("getfd", {"fdname": name})
 
-    def monitor(self, line: str, timeout: float = 30.0) -> str:
+    def monitor(self, line: str, timeout: float = PATIENCE) -> str:
         """A line of the human monitor protocol, for what QMP itself lacks. Returns the text printed."""
         text = self.execute("human-monitor-command", {"command-line": line}, timeout)
         if not isinstance(text, str):

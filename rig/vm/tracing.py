@@ -19,6 +19,7 @@ from rig.vm import registers
 from rig.vm.deadline import Deadline
 from rig.vm.logs import Marks
 from rig.vm.qemu import LOG_ALWAYS, Vm, qemu_version
+from rig.vm.qmp import PATIENCE
 
 Take = Callable[[str], None]  # given a recording
 
@@ -29,6 +30,7 @@ _ONE_INSTRUCTION = ("one-insn-per-tb", "singlestep")
 
 _switches: dict[str, str] = {}  # by QEMU's version: the monitor's command for it
 
+_LAST = 3.0  # seconds that QEMU has to answer when something has gone wrong already
 _LOOK = 0.1  # seconds between two looks at its size
 
 
@@ -62,15 +64,17 @@ def logged(vm: Vm, take: Take) -> Iterator[None]:
     done = threading.Event()
     guard = threading.Thread(target=_guard, args=(vm, switch, marks, done), name="trace-guard", daemon=True)
     guard.start()
+    patience = _LAST
     try:
         yield
+        patience = PATIENCE
     finally:
         done.set()
         guard.join()
         # after an error as well: a guest that died of the hand-over has left its last instructions there
         with contextlib.suppress(GuestError, ProtocolError):
-            _command(vm, f"log {LOG_ALWAYS}")
-            _command(vm, f"{switch} off")
+            _command(vm, f"log {LOG_ALWAYS}", patience)
+            _command(vm, f"{switch} off", patience)
         cut = vm.logs.grown(marks) >= RECORDING_LIMIT
         take(together(vm.logs.take(marks, RECORDING_LIMIT)) + (f"\n{CUT}\n" if cut else ""))
 
@@ -141,6 +145,6 @@ def _switch(vm: Vm) -> str:
     raise ProtocolError(f"QEMU's monitor knows none of {', '.join(_ONE_INSTRUCTION)}")
 
 
-def _command(vm: Vm, line: str) -> None:
-    if words := vm.qmp.monitor(line).strip():
+def _command(vm: Vm, line: str, patience: float = PATIENCE) -> None:
+    if words := vm.qmp.monitor(line, patience).strip():
         raise ProtocolError(f"QEMU's monitor refused {line!r}: {words}", sent=line, received=words)
