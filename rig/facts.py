@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
 from rig import loads
@@ -149,6 +150,19 @@ class Manifest:
     sha256: Mapping[str, str]
     packages: Mapping[str, PackageId]
     initramfs: str
+
+
+def files(part: object) -> Iterator[Path]:
+    """Every file that a part of the ingredients names, or all of them; some more than once."""
+    if isinstance(part, Path):
+        yield part
+    elif isinstance(part, tuple):
+        for item in part:
+            yield from files(item)
+    elif isinstance(part, Mapping):
+        yield from files(tuple(part.values()))
+    elif is_dataclass(part):
+        yield from files(tuple(getattr(part, own.name) for own in fields(part)))
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from rig import catalog
-from rig.facts import Manifest
+from rig.facts import Manifest, files
 from rig.guest.apt import file_sha256
 from rig.guest.provenance import package_of
 from rig.model import Brought, Ingredients, KernelFiles, PackageId
@@ -26,19 +26,6 @@ class Lost:
     path: Path
     today: Path
     now: str
-
-
-def files(part: object) -> Iterator[Path]:
-    """Every file that a part of the ingredients names, or all of them; some more than once."""
-    if isinstance(part, Path):
-        yield part
-    elif isinstance(part, tuple):
-        for item in part:
-            yield from files(item)
-    elif isinstance(part, Mapping):
-        yield from files(tuple(part.values()))
-    elif dataclasses.is_dataclass(part):
-        yield from files(tuple(getattr(part, field.name) for field in dataclasses.fields(part)))
 
 
 def record(made_of: Ingredients, root: Path, initramfs: str, brought: Brought | None = None) -> Manifest:

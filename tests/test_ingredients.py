@@ -10,7 +10,7 @@ import pytest
 from rig import catalog, ingredients
 from rig.evidence.reader import from_json
 from rig.evidence.writer import to_json
-from rig.facts import Manifest
+from rig.facts import Manifest, files
 from rig.model import Arch, Brought, Ingredients, KernelFiles, PackageId, Userland
 from rig.reading import write_anew
 
@@ -82,7 +82,7 @@ def test_what_another_machine_chose_is_recorded_as_that_one_has_it(tmp_path: Pat
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(ingredients.today(Path(path), tmp_path / "cache").read_bytes())
     made_of = ingredients.find_brought(manifest, brought.root)
-    assert all(path.is_relative_to(brought.root) for path in ingredients.files(made_of))
+    assert all(path.is_relative_to(brought.root) for path in files(made_of))
     assert ingredients.record(made_of, tmp_path / "worker", "1f", brought) == manifest
 
 

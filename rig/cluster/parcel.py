@@ -11,7 +11,7 @@ from rig.cluster import archive
 from rig.errors import EvidenceError
 from rig.evidence.reader import Evidence
 from rig.evidence.writer import EvidenceWriter
-from rig.facts import Manifest
+from rig.facts import Manifest, files
 from rig.model import RunPlan
 from rig.pool import Finished
 
@@ -31,9 +31,7 @@ Gather = Callable[[RunPlan, Callable[[str], None]], Parcel]
 
 def gathered(manifest: Manifest, root: Path) -> Parcel:
     """root: of this machine's cache, which the manifest is of."""
-    paths = zip(
-        ingredients.files(manifest.ingredients), ingredients.files(ingredients.find(manifest, root)), strict=True
-    )
+    paths = zip(files(manifest.ingredients), files(ingredients.find(manifest, root)), strict=True)
     return Parcel(manifest, {manifest.sha256[str(portable)]: path for portable, path in paths})
 
 

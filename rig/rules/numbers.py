@@ -11,8 +11,7 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-from rig import ingredients
-from rig.facts import Damage, DumpInfo, Facts, Hypervisor, Kimage, Manifest, Pattern, PerCpu
+from rig.facts import Damage, DumpInfo, Facts, Hypervisor, Kimage, Manifest, Pattern, PerCpu, files
 from rig.loads import LOADS
 from rig.model import MOST_MEMORY, PAGE_SIZE, CheckResult, CpuState, Guest, Phase, Range, RunResult, Scenario, Symbol
 from rig.rules import Table, each, everywhere, fits, matches
@@ -47,7 +46,7 @@ def _manifest(told: Manifest) -> Iterator[str]:
         ours = path.parts[:1] in (("cache",), ("rig",)) and len(path.parts) > 1
         if ".." in path.parts or not (ours or path.is_absolute()):
             yield f"sha256: {name[:80]!r} is neither of the cache, nor the rig's, nor absolute"
-    for path in ingredients.files(told.ingredients):
+    for path in files(told.ingredients):
         if str(path) not in told.sha256:
             yield f"ingredients: {str(path)[:80]!r} has no hash"
 
