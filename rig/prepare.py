@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import subprocess
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import rig
 from rig import armed, catalog, ingredients, loads
-from rig.errors import MachineError, RequestError
+from rig.errors import RequestError
 from rig.facts import Manifest
 from rig.guest import initramfs, makedumpfile
 from rig.guest.cache import Cache
@@ -45,7 +44,7 @@ from rig.model import (
 from rig.pool import cores
 from rig.triggers import MODULE, TRIGGERS
 from rig.vm import accel
-from rig.vm.qemu import OPEN_FILES, MachineSpec, confinement, installed, qemu_version, sandboxes
+from rig.vm.qemu import OPEN_FILES, MachineSpec, confinement, qemu_version, sandboxes
 from rig.vm.template import Template, Templates
 
 if TYPE_CHECKING:
@@ -145,12 +144,11 @@ def prepare(
     :raise RequestError: what was asked for can't be booted, loaded or built
     """
     cache = PackageCache(progress=lambda text: listener(f"note: {text}"))
-    with ThreadPoolExecutor() as beside:  # what takes as long as the hashes of all files
-        beside.submit(_ask_qemu)
-        made_of = options.repeat.ingredients if options.repeat else gather(plan, cache, cancel)
+    made_of = options.repeat.ingredients if options.repeat else gather(plan, cache, cancel)
+    if made_of.crash_kernel_note:
+        listener(f"note: {made_of.crash_kernel_note}")
+    with ThreadPoolExecutor() as beside:
         without_keys = beside.submit(keyless, plan, made_of)
-        if made_of.crash_kernel_note:
-            listener(f"note: {made_of.crash_kernel_note}")
         brought = options.repeat.brought if options.repeat else None
         manifest = ingredients.record(made_of, cache.cache.root, "", brought)
         manifest = replace(manifest, initramfs=without_keys.result())
@@ -211,12 +209,6 @@ def prepare(
             template_key=key,
             templates=store,
         )
-
-
-def _ask_qemu() -> None:
-    """The answer is remembered; who needs it is told of trouble."""
-    with contextlib.suppress(MachineError, OSError, subprocess.SubprocessError):
-        installed()
 
 
 def _in_memory(content: bytes) -> IO[bytes]:

@@ -65,6 +65,7 @@ OPEN_FILES = Path("/proc/self/fd")
 DISK = "dump"  # the node that the disk is to QEMU
 _MIB = 1 << 20
 _MIGRATION_TIMEOUT = 30.0  # seconds, for a MiB or two of devices' state
+_asking = threading.Lock()
 _LAST_WORDS = 1.0  # seconds in which what QEMU has said already is read
 
 
@@ -251,9 +252,24 @@ def parse_version(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in match.groups())
 
 
-@functools.cache
+def ask_ahead() -> None:
+    """Have QEMU asked what installed() tells, beside what this process does next."""
+
+    def ask() -> None:
+        with contextlib.suppress(MachineError, OSError, subprocess.SubprocessError):  # whoever needs it is told
+            installed()
+
+    threading.Thread(target=ask, name="qemu --version").start()
+
+
 def installed() -> tuple[str, bool]:
     """QEMU's version line, and whether it has a sandbox. Asked once per process. Raises as qemu_version()."""
+    with _asking:  # whoever asks meanwhile waits for the answer
+        return _installed()
+
+
+@functools.cache
+def _installed() -> tuple[str, bool]:
     for tool, hint in ((QEMU, _INSTALL_HINT), ("setpriv", "install util-linux")):
         if not shutil.which(tool):
             raise MachineError(f"{tool} is not installed", hint=hint)

@@ -17,10 +17,10 @@ from rig.vm.qemu import (
     MachineSpec,
     Vm,
     Wiring,
+    _installed,
     argv,
     confinement,
     describe_shutdown,
-    installed,
     parse_forwarded_port,
     parse_version,
     qemu_version,
@@ -183,9 +183,9 @@ def test_meaning_of_a_shutdown(reason: str, log: str, expected: str) -> None:
 def path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """The only directory in PATH; QEMU is asked anew."""
     monkeypatch.setenv("PATH", str(tmp_path))
-    installed.cache_clear()
+    _installed.cache_clear()
     yield tmp_path
-    installed.cache_clear()
+    _installed.cache_clear()
 
 
 def install(path: Path, name: str, output: str = "") -> None:
