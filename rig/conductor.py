@@ -151,7 +151,7 @@ def _conclude(writer: EvidenceWriter, facts: Facts) -> tuple[RunResult, Path]:
     if listing is not None:
         writer.write(LISTING, "\n".join((*listing.lines, "")).encode())
     writer.write("report.html", render_run(result, evidence, listing).encode())
-    trace.parse.cache_clear()  # a recording can be large
+    trace.parsed.cache_clear()  # a recording can be large
     return result, writer.finish()
 
 

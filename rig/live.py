@@ -325,7 +325,7 @@ class Run:
         """
         assert self.facts.crashing_cpu is not None
         self.keep_recording()
-        recorded = trace.parse(self.recording, self.facts.crashing_cpu, self.facts.symbols[symbols.MACHINE_KEXEC])
+        recorded = trace.parsed(self.recording, self.facts.crashing_cpu, self.facts.symbols[symbols.MACHINE_KEXEC])
         ended = (recorder.at(end), final)
         token = self.token.encode() if self.trigger.own_task and not self.facts.plain else None
         found = survey(recorder, self.facts, recorded, ended, self.at_panic, token)

@@ -117,7 +117,6 @@ class Change:
     after: tuple[int, ...]
 
 
-@functools.lru_cache(maxsize=1)  # while the new kernel boots it is looked at, and right afterwards judged
 def parse(text: str, cpu: int, start: int | None = None) -> Trace:
     """Read a recording. cpu: the one that panicked. start: leave out all before the instruction at that address.
 
@@ -147,6 +146,10 @@ def parse(text: str, cpu: int, start: int | None = None) -> Trace:
     if not steps:
         raise EvidenceError(f"the hand-over trace has no instruction of CPU {cpu}")
     return Trace(cpu, tuple(steps), tuple(events), others, tuple(gaps))
+
+
+# For a run, which is looked at while the new kernel boots and judged right afterwards, by the very same recording.
+parsed = functools.lru_cache(maxsize=1)(parse)
 
 
 def gap(what: str) -> str:

@@ -58,12 +58,14 @@ if TYPE_CHECKING:
     from rig.memory.vmcore import VmcoreHeaders, parse_headers
     from rig.trace import Trace
     from rig.trace import parse as parse_trace
+    from rig.trace import parsed as parsed_trace
 else:  # commands that only look for evidence begin sooner
     np, xxhash, zstandard = late("numpy"), late("xxhash"), late("zstandard")
     kdump, hashes_at = late("rig.memory.kdump"), late("rig.memory.dump:hashes_at")
     PagesMemory = late("rig.memory.image:PagesMemory")
     unpack_hashes, unpack_pages = late("rig.memory.packed:unpack_hashes"), late("rig.memory.packed:unpack_pages")
-    parse_headers, parse_trace = late("rig.memory.vmcore:parse_headers"), late("rig.trace:parse")
+    parse_headers = late("rig.memory.vmcore:parse_headers")
+    parse_trace, parsed_trace = late("rig.trace:parse"), late("rig.trace:parsed")
 
 T = TypeVar("T")
 
@@ -332,7 +334,7 @@ class Evidence:
 
     def _parsed(self, text: bytes, start: int | None) -> Trace:
         assert self.facts.crashing_cpu is not None
-        return parse_trace(text.decode("ascii", errors="replace"), self.facts.crashing_cpu, start)
+        return parsed_trace(text.decode("ascii", errors="replace"), self.facts.crashing_cpu, start)
 
     @property
     def hand_over_end(self) -> str:
