@@ -7,7 +7,6 @@ import hashlib
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -147,11 +146,8 @@ def prepare(
     made_of = options.repeat.ingredients if options.repeat else gather(plan, cache, cancel)
     if made_of.crash_kernel_note:
         listener(f"note: {made_of.crash_kernel_note}")
-    with ThreadPoolExecutor() as beside:
-        without_keys = beside.submit(keyless, plan, made_of)
-        brought = options.repeat.brought if options.repeat else None
-        manifest = ingredients.record(made_of, cache.cache.root, "", brought)
-        manifest = replace(manifest, initramfs=without_keys.result())
+    brought = options.repeat.brought if options.repeat else None
+    manifest = ingredients.record(made_of, cache.cache.root, keyless(plan, made_of), brought)
     chosen = accelerator(plan, options, cache.cache)
     first, second = cmdlines(plan.guest, plan.scenario, made_of.kernel.release, plan.into)
     below = made_of.hypervisor
