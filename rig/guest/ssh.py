@@ -106,7 +106,7 @@ class GuestSsh:
             yield
         except (paramiko.SSHException, OSError, EOFError) as error:
             self._watch.check()
-            deadline.check(console=self._watch.tail())
+            deadline.check(tail=self._watch.tail)
             raise ProtocolError(f"the SSH session broke: {error!r}", sent=what) from error
         finally:
             self._deadline = _NEVER
@@ -141,7 +141,7 @@ def _wait_for_banner(port: int, deadline: Deadline, watch: Watch) -> socket.sock
     """A connection on which the server has spoken; what it said is still unread."""
     while True:
         watch.check()
-        deadline.check(console=watch.tail())
+        deadline.check(tail=watch.tail)
         sock = socket.socket()
         try:
             if _has_banner(sock, port, min(_PATIENCE, deadline.left), watch):

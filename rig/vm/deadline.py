@@ -37,10 +37,10 @@ class Deadline:
     def passed(self) -> bool:
         return time.monotonic() >= self.at
 
-    def check(self, *, console: str = "") -> None:
-        """Raises GuestHung when the deadline has passed."""
+    def check(self, *, tail: Callable[[], str] = str) -> None:
+        """Raises GuestHung when the deadline has passed. tail: returns the last console lines; asked only then."""
         if self.passed:
-            raise GuestHung(f"waited {self.seconds:.0f} s in vain for {self.what}", console=console)
+            raise GuestHung(f"waited {self.seconds:.0f} s in vain for {self.what}", console=tail())
 
 
 OWN_END = "the guest did it: console.log shows what it did last, qemu.log its CPUs at each reset"

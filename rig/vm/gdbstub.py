@@ -342,7 +342,7 @@ class GdbStub:
         """Wait for more bytes. A stop reply that is there is looked at before the guest's end is."""
         while not select.select([self._sock], [], [], min(POLL, deadline.left))[0]:
             self._watch.check()
-            deadline.check(console=self._watch.tail())
+            deadline.check(tail=self._watch.tail)
         try:
             data = self._sock.recv(65536)
         except OSError:

@@ -426,7 +426,7 @@ class Vm:
         # "completed" is said a moment before QEMU would take another command about running: it is finish-migrate then.
         deadline = Deadline.after(_MIGRATION_TIMEOUT, "QEMU to be done with writing its state")
         while self.qmp.execute("query-status")["status"] == "finish-migrate":
-            deadline.check(console=self.console.tail())
+            deadline.check(tail=self.console.tail)
 
     def _migrate(self, command: str, state: int) -> None:
         """Out or in, until QEMU says that it is done."""
@@ -445,7 +445,7 @@ class Vm:
             with contextlib.suppress(queue.Empty):
                 return self._migration.get(timeout=POLL)
             self.watch.check()
-            deadline.check(console=self.console.tail())
+            deadline.check(tail=self.console.tail)
 
     def registers_text(self, timeout: float = 30.0) -> str:
         """QEMU's own print of every CPU's registers."""

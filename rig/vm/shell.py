@@ -117,7 +117,7 @@ class Shell:
             try:
                 match = line.expect([_HELLO], turn, failures if line is self._kernel else ())
             except GuestHung:
-                deadline.check(console=self._kernel.tail())
+                deadline.check(tail=self._kernel.tail)
             else:
                 return line, match[1].decode(errors="replace")
         raise AssertionError("unreachable: cycle() does not end")

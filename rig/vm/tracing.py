@@ -111,7 +111,7 @@ def stepped(vm: Vm, until: int, deadline: Deadline, take: Take) -> None:
     parts: list[str] = []
     try:
         while stop.pc != until:
-            deadline.check(console=vm.watch.tail())
+            deadline.check(tail=vm.watch.tail)
             text = vm.registers_text().split(f"CPU#{stop.cpu}", 1)[1].split("CPU#", 1)[0]
             if text != before:
                 code = _code(vm, registers.parse_one(stop.cpu, text))

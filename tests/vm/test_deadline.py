@@ -15,7 +15,7 @@ def test_deadline_passes() -> None:
     passed = Deadline.after(0, "the shell")
     assert passed.left == 0
     with pytest.raises(GuestHung, match="in vain for the shell") as caught:
-        passed.check(console="last words")
+        passed.check(tail=lambda: "last words")
     assert caught.value.console == "last words"
 
 
