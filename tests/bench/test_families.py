@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
 
-from rig.bench import FAMILIES, measure, memory, processes, walk
+from rig.bench import FAMILIES, matrix, measure, memory, processes, walk
 from rig.bench.figures import Figure, Samples
 from rig.bench.setting import Bench, rig, started_rig, wait
 from rig.errors import Cancelled, EvidenceError, MachineError
 from rig.memory.image import PagesMemory
 from rig.memory.paging import walk as page_walk
-from rig.model import Options, PagingMode
+from rig.model import Options, PagingMode, RunPlan
 
 
 @pytest.fixture
@@ -129,3 +132,44 @@ def test_a_cancelled_rig_ends(bench: Bench, python: Callable[[str], None]) -> No
 def test_ratios_are_of_pairs() -> None:
     figure: Figure = memory.ratio(Samples((2.0, 4.0)).over(Samples((1.0, 4.0))), "n", "b")
     assert (figure.value, figure.holds) == (1.5, None)
+
+
+@pytest.mark.parametrize("cpus", [1, 2])
+def test_matrix_is_measured_in_turns(bench: Bench, cpus: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = len(matrix.SCENARIOS)
+    bench = dataclasses.replace(bench, plans=[cast(RunPlan, SimpleNamespace(guest=SimpleNamespace(memory=512)))])
+    booted = iter([matrix.Matrix(seconds, 400, 0) for seconds in (80, 90)])
+    single = iter([matrix.Matrix(seconds, peak, cells) for seconds, peak in ((40, 300), (50, 310))])
+    double = iter([matrix.Matrix(seconds, peak, cells) for seconds, peak in ((20, 500), (20, 500))])
+    order: list[str] = []
+
+    def run(_: Bench, turn: str, jobs: int, *words: str) -> matrix.Matrix:
+        order.append(f"{jobs}{''.join(words)}")
+        if turn == "templates":
+            return matrix.Matrix(100, 400, 0)
+        return next(booted if words else double if jobs > 1 else single)
+
+    monkeypatch.setattr(matrix, "_run", run)
+    monkeypatch.setattr(matrix, "cores", lambda: cpus)
+    templates, beside, each = matrix.measure(bench)
+    assert order == [str(cpus), *["1--no-template", "1", "2"][: cpus + 1] * 2]
+    assert templates.value == pytest.approx((80 / 40 + 90 / 50) / 2)
+    assert templates.holds
+    assert templates.noise
+    if cpus == 1:
+        assert beside.missing == each.missing == "this process may use 1 CPU"
+    else:
+        assert beside.value == pytest.approx((40 / 20 + 50 / 20) / 2)
+        assert each.value == pytest.approx((200 + 190) / 2)
+
+
+@pytest.mark.parametrize(("booted", "single"), [(1, len(matrix.SCENARIOS)), (0, 1)])
+def test_matrix_of_cells_that_did_not_go_on_as_they_were_to(
+    bench: Bench, booted: int, single: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """booted, single: how many cells went on from a template."""
+    bench = dataclasses.replace(bench, plans=[cast(RunPlan, SimpleNamespace(guest=SimpleNamespace(memory=512)))])
+    monkeypatch.setattr(matrix, "cores", lambda: 1)
+    monkeypatch.setattr(matrix, "_run", lambda *words: matrix.Matrix(10, 300, booted if words[3:] else single))
+    with pytest.raises(MachineError, match="went on from a template where they were not to"):
+        matrix.measure(bench)
