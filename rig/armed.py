@@ -14,7 +14,8 @@ import rig
 from rig.guest.arming import Self
 from rig.guest.keys import RunKeys
 from rig.model import DumpTo, Firmware, Ingredients, Options, RunPlan
-from rig.vm.qemu import MachineSpec, Wiring, argv, qemu_version
+from rig.vm.installed import qemu_version
+from rig.vm.machine import MachineSpec, Wiring, argv
 from rig.vm.template import Template, hindrance, key_of
 
 

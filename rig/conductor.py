@@ -49,7 +49,8 @@ from rig.model import (
 from rig.prepare import Artefacts, prepare
 from rig.vm.deadline import Deadline
 from rig.vm.gdbstub import GdbStub
-from rig.vm.qemu import Vm, ram_ranges
+from rig.vm.machine import ram_ranges
+from rig.vm.qemu import Vm
 from rig.vm.template import Making
 from rig.warmup import judging, warmed_up
 

@@ -16,7 +16,8 @@ from typing import Any
 from rig.errors import RigError
 from rig.model import Guest
 from rig.pool import available_memory, cores, guest_need
-from rig.vm.qemu import MINIMUM_VERSION, QEMU, confinement
+from rig.vm.installed import MINIMUM_VERSION, confinement
+from rig.vm.machine import QEMU
 
 PYTHON = (3, 11)
 CACHE_SPACE = 512  # MiB: packages as downloaded and unpacked, three guests, and the headers that controls need

@@ -43,7 +43,8 @@ from rig.model import (
 from rig.pool import cores
 from rig.triggers import MODULE, TRIGGERS
 from rig.vm import accel
-from rig.vm.qemu import OPEN_FILES, MachineSpec, confinement, qemu_version, sandboxes
+from rig.vm.installed import confinement, qemu_version, sandboxes
+from rig.vm.machine import OPEN_FILES, MachineSpec
 from rig.vm.template import Template, Templates
 
 if TYPE_CHECKING:

@@ -33,7 +33,8 @@ from rig.matrix import WIDTH
 from rig.model import DumpTo, Guest, Ingredients, Kernel, Options, PackageId, Repeat, RunPlan, RunResult, Scenario
 from rig.rules import entries, everywhere, numbers, words
 from rig.triggers import TRIGGERS
-from rig.vm.qemu import MONITOR, SANDBOX, Wiring, argv, parse_version, qemu_version
+from rig.vm.installed import parse_version, qemu_version
+from rig.vm.machine import MONITOR, SANDBOX, Wiring, argv
 
 # What of a command line can't be the same twice: descriptors, and where files lie (what they hold is compared).
 _PER_RUN = re.compile(r"(?:(?<=^)|(?<=[=, ]))/[^ ,]*|(?<=fd=)\d+")

@@ -22,7 +22,8 @@ from rig.model import (
     RunPlan,
     Userland,
 )
-from rig.vm.qemu import MachineSpec, Standing
+from rig.vm.machine import MachineSpec
+from rig.vm.qemu import Standing
 from rig.vm.template import Template
 from tests.forge import GUEST, scenario
 from tests.forge import KERNEL as STOCK

@@ -17,7 +17,7 @@ from rig.evidence.writer import EvidenceWriter, to_json
 from rig.facts import Facts
 from rig.guest.packages import PackageCache
 from rig.model import CheckResult, Ingredients, Options, RunPlan, RunResult, Verdict
-from rig.vm.qemu import Wiring, argv
+from rig.vm.machine import Wiring, argv
 from tests.forge import GUEST, IDENTITY, KERNEL, scenario
 from tests.test_ingredients import PACKAGE, made
 

@@ -22,7 +22,7 @@ from rig.memory.snapshot import Snapshot
 from rig.model import PAGE_SIZE, Checkpoint
 from rig.pool import available_memory
 from rig.recorder import Recorder
-from rig.vm.qemu import ram_ranges
+from rig.vm.machine import ram_ranges
 
 MIB = 1 << 20
 SIZE = 512  # MiB, of the guest that the goals are about

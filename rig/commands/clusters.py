@@ -130,7 +130,7 @@ def _examined(args: argparse.Namespace) -> Machine:
     from rig.cluster.machine import this_machine
     from rig.guest.cache import default_root
     from rig.vm import accel
-    from rig.vm.qemu import qemu_version
+    from rig.vm.installed import qemu_version
 
     root = default_root()
     guests = catalogue_of(args).guests.values()

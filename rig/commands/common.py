@@ -161,7 +161,7 @@ def keep_history(results: Path, finished: Sequence[Finished]) -> None:
 
 def run_plans(plans: Sequence[RunPlan], options: Options, cancel: threading.Event) -> list[Finished | None]:
     """:raise MachineError: one of the guests doesn't fit into this machine's memory; nothing is run then"""
-    from rig.vm.qemu import ask_ahead
+    from rig.vm.installed import ask_ahead
 
     ask_ahead()  # it answers while the rest is imported
     from rig import conductor, pool

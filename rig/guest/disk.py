@@ -14,7 +14,8 @@ from typing import IO
 
 from rig.errors import GuestError, NotOffered, ProtocolError
 from rig.vm.deadline import Deadline
-from rig.vm.qemu import DISK, Vm
+from rig.vm.machine import DISK
+from rig.vm.qemu import Vm
 from rig.vm.shell import Shell
 
 DEVICE = "/dev/vda"

@@ -29,7 +29,7 @@ class Capture(Protocol):
 
 
 class Ram(Protocol):
-    """RAM as one file of `size` bytes; where it appears in physical memory is rig.vm.qemu.ram_ranges()'s to say."""
+    """RAM as one file of `size` bytes; where it appears in physical memory is rig.vm.machine.ram_ranges()'s to say."""
 
     size: int
 

@@ -18,7 +18,9 @@ from pathlib import Path
 from rig import unfinished
 from rig.errors import MachineError, RequestError
 from rig.vm.console import tail
-from rig.vm.qemu import QEMU, launch, qemu_version
+from rig.vm.installed import qemu_version
+from rig.vm.machine import QEMU
+from rig.vm.qemu import launch
 
 _PROBE_TIMEOUT = 3.0  # seconds; a working KVM needs well under one, TCG about one
 _EXIT_PORT = 0xF4

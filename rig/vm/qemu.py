@@ -1,4 +1,4 @@
-"""The virtual machine: its command line (pure) and its process.
+"""The virtual machine: its process, and everything that is connected to it.
 
 RAM is a memfd that the rig keeps, shared with QEMU: reading the guest's memory is a pread while the VM is
 held, and nothing is left on disk when everybody dies. All connections are socket pairs handed over by
@@ -13,7 +13,6 @@ import functools
 import os
 import queue
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -32,7 +31,9 @@ from rig.vm import confine, registers
 from rig.vm.console import Console, tail
 from rig.vm.deadline import POLL, Deadline, Ending, Watch
 from rig.vm.gdbstub import GdbStub
+from rig.vm.installed import qemu_version
 from rig.vm.logs import ThreadLogs
+from rig.vm.machine import OPEN_FILES, QEMU_LOGS, MachineSpec, Wiring, argv
 from rig.vm.shell import Shell
 
 if TYPE_CHECKING:
@@ -45,73 +46,16 @@ else:  # while QEMU starts, or when it has
     np, Qmp = late("numpy"), late("rig.vm.qmp:Qmp")
     ClonedRam, SharedRam = late("rig.memory.clone:ClonedRam"), late("rig.memory.ram:SharedRam")
 
-MONITOR = ("socket,id=monitor,", "chardev=monitor,")  # how the options of a second monitor begin
-QEMU = "qemu-system-x86_64"  # runs the 32-bit guests, too
-MINIMUM_VERSION = (7, 2)
-_INSTALL_HINT = "install QEMU 7.2 or newer (Debian: qemu-system-x86); `rig doctor` shows what else is missing"
 
 # QEMU dies with its parent, however that ends: PDEATHSIG is set by setpriv and survives exec. A parent that
 # ended before that is seen by sh, whose parent is then somebody else. start_new_session keeps Ctrl-C, which
 # is sent to the whole foreground group, from ending QEMU before the rig has looked at it.
 _LAUNCHER = ("setpriv", "--pdeathsig", "KILL", "--", "sh", "-c", 'test "$PPID" = "$0" && exec "$@"')
 _CONFINED = (sys.executable, "-I", "-S", "-B", confine.__file__)
-# seccomp: QEMU starts no program and gets no privileges, nor does it make system calls that no QEMU needs.
-SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
 QEMU_LOG = "qemu.log"
-QEMU_LOGS = ".qemu-log"  # directory: the log as QEMU writes it
-LOG_ALWAYS = "cpu_reset"  # says "Triple fault", which QMP calls a reset like any other
-OPEN_FILES = Path("/proc/self/fd")
-DISK = "dump"  # the node that the disk is to QEMU
-_MIB = 1 << 20
 _MIGRATION_TIMEOUT = 30.0  # seconds, for a MiB or two of devices' state
-_asking = threading.Lock()
 _LAST_WORDS = 1.0  # seconds in which what QEMU has said already is read
-
-
-@dataclass(frozen=True)
-class MachineSpec:
-    """A machine to start. memory: MiB. accel: tcg or kvm. nic: QEMU device model.
-
-    run_dir: existing directory for console.log, control.log, qmp.jsonl, qemu.log and qemu.stderr. firmware: an image
-    instead of QEMU's own BIOS. disk: a file that the guest has as a virtio disk. hypervisor: boots first, with
-    hypervisor_cmdline, and gets kernel (with cmdline) and initrd as its modules. monitor: where a second QMP monitor is
-    to listen, a Unix socket that QEMU makes. sandbox: whether this QEMU has one (sandboxes()).
-
-    initrd and disk may be open files of the rig's, /proc/self/fd/N: QEMU inherits them.
-    """
-
-    memory: int
-    cpus: int
-    machine: str
-    cpu: str
-    accel: str
-    kernel: Path
-    initrd: Path | None
-    cmdline: str
-    run_dir: Path
-    nic: str = "rtl8139"
-    firmware: Path | None = None
-    disk: Path | None = None
-    hypervisor: Path | None = None
-    hypervisor_cmdline: str = ""
-    monitor: Path | None = None
-    sandbox: bool = True
-
-    @property
-    def ram_size(self) -> int:
-        """Bytes."""
-        return self.memory * _MIB
-
-    @property
-    def inherited(self) -> tuple[int, ...]:
-        """Descriptors of the files that QEMU has open from its start."""
-        return tuple(int(path.name) for path in (self.initrd, self.disk) if path and path.parent == OPEN_FILES)
-
-    @property
-    def writable(self) -> tuple[Path, ...]:
-        """The directories that QEMU may write to."""
-        return (self.run_dir, *((self.monitor.parent,) if self.monitor else ()))
 
 
 @dataclass(frozen=True)
@@ -126,179 +70,12 @@ class Standing:
     line: str
 
 
-@dataclass(frozen=True)
-class Wiring:
-    """File descriptor numbers that QEMU inherits: the RAM's memfd, and one end of a socket pair each."""
-
-    ram: int
-    console: int
-    control: int
-    qmp: int
-    gdb: int
-
-    @property
-    def fds(self) -> tuple[int, ...]:
-        return self.ram, self.console, self.control, self.qmp, self.gdb
-
-
-def boot_options(spec: MachineSpec) -> list[tuple[str, str]]:
-    """What is booted. A hypervisor is a multiboot image: -initrd then lists its modules, each a file and its command
-    line, separated by commas; one within them is doubled (load_multiboot() in QEMU's hw/i386/multiboot.c)."""
-    if spec.hypervisor is None:
-        initrd = [("-initrd", str(spec.initrd))] if spec.initrd else []
-        return [("-kernel", str(spec.kernel)), *initrd, ("-append", spec.cmdline)]
-    modules = [module.replace(",", ",,") for module in (f"{spec.kernel} {spec.cmdline}", str(spec.initrd))]
-    return [("-kernel", str(spec.hypervisor)), ("-initrd", ",".join(modules)), ("-append", spec.hypervisor_cmdline)]
-
-
-def argv(spec: MachineSpec, wiring: Wiring, *, waiting: bool = False) -> list[str]:
-    """The QEMU command line. Pure. Option and value on one line. waiting: for a guest's state, instead of booting."""
-    share = "off" if waiting else "on"  # off: what is written is this QEMU's own
-    ram = f"memory-backend-file,id=ram,size={spec.memory}M,mem-path=/proc/self/fd/{wiring.ram},share={share}"
-    options: list[tuple[str, ...]] = [
-        *([("-sandbox", SANDBOX)] if spec.sandbox else []),
-        ("-nodefaults",),
-        ("-no-user-config",),
-        ("-display", "none"),
-        ("-accel", spec.accel),
-        ("-cpu", spec.cpu if spec.accel == "tcg" else "host"),
-        ("-smp", str(spec.cpus)),
-        ("-m", f"{spec.memory}M"),
-        ("-object", ram),
-        ("-machine", f"{spec.machine},memory-backend=ram"),
-        *boot_options(spec),
-        # The legacy text window at 0xb8000 must exist: kernels write to it during the hand-over.
-        ("-device", "VGA"),
-        # ttyS0: the kernel's console. ttyS1: the control channel.
-        ("-chardev", f"socket,id=console,fd={wiring.console}"),
-        ("-serial", "chardev:console"),
-        ("-chardev", f"socket,id=control,fd={wiring.control}"),
-        ("-serial", "chardev:control"),
-        ("-chardev", f"socket,id=qmp,fd={wiring.qmp}"),
-        ("-mon", "chardev=qmp,mode=control"),
-        ("-chardev", f"socket,id=gdb,fd={wiring.gdb}"),
-        ("-gdb", "chardev:gdb"),
-        # Port 0: the system chooses, so there is no race for it. restrict: the guest reaches nothing outside.
-        ("-netdev", "user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:0-:22"),
-        # No boot ROM: nothing boots from the network, and the ROMs are a package of their own.
-        ("-device", f"{spec.nic},netdev=net,romfile="),
-        # A reset or triple fault leaves the machine paused, its CPUs as they were.
-        ("-action", "reboot=shutdown,shutdown=pause"),
-        # The guest's clock stands still while it is held.
-        ("-rtc", "base=utc,clock=vm"),
-        # A file a thread: it must be said at the start, and the name can't be changed later.
-        ("-D", ThreadLogs(spec.run_dir / QEMU_LOGS).pattern),
-        ("-d", f"{LOG_ALWAYS},tid"),
-    ]
-    if spec.firmware:
-        # One image with code and variables: what the firmware writes into its variables lasts as long as the machine.
-        options.append(("-bios", str(spec.firmware)))
-    if waiting:
-        options.append(("-incoming", "defer"))
-    return [QEMU, *(word for option in (*options, *_disk(spec.disk), *_monitor(spec.monitor)) for word in option)]
-
-
-def _disk(path: Path | None) -> list[tuple[str, str]]:
-    """no-flush: the rig reads the file through the same page cache. werror=report: the guest is told of a full file
-    system, and not held until there is room."""
-    if path is None:
-        return []
-    return [
-        ("-blockdev", f"driver=file,node-name={DISK},filename={path},locking=off,cache.no-flush=on"),
-        ("-device", f"virtio-blk-pci,drive={DISK},werror=report,rerror=report"),
-    ]
-
-
-def _monitor(path: Path | None) -> list[tuple[str, str]]:
-    if path is None:
-        return []
-    where = str(path).replace(",", ",,")
-    return [
-        ("-chardev", f"{MONITOR[0]}path={where},server=on,wait=off"),
-        ("-mon", f"{MONITOR[1]}mode=control"),
-    ]
-
-
-def ram_ranges(spec: MachineSpec) -> list[tuple[int, int, int]]:
-    """Where the RAM's memfd appears in physical memory: (physical start, size, file offset), in bytes.
-
-    The VGA window 0xa0000-0xbffff hides the RAM behind it and is left out. Above, RAM is split below 4 GiB:
-    on pc at 3 GiB once it reaches 3.5 GiB (pc_init1() in QEMU's hw/i386/pc_piix.c), on q35 at 2 GiB once it
-    reaches 2.75 GiB (pc_q35_init() in hw/i386/pc_q35.c). Raises MachineError for other machine types.
-    """
-    match = re.fullmatch(r"(?:pc-)?(q35|pc|i440fx)(?:-\d+\.\d+)?", spec.machine.split(",")[0])
-    if not match:
-        raise MachineError(f"where RAM lies on the machine type {spec.machine!r} is not known", hint="use pc or q35")
-    limit, split = (0xB0000000, 0x80000000) if match[1] == "q35" else (0xE0000000, 0xC0000000)
-    size = spec.ram_size
-    below = split if size >= limit else size
-    ranges = [(0, 0xA0000, 0), (0xC0000, below - 0xC0000, 0xC0000)]
-    return ranges + ([(1 << 32, size - below, below)] if size > below else [])
-
-
 def parse_forwarded_port(usernet: str) -> int:
     """The host's port in the monitor's `info usernet`. Raises ProtocolError."""
     match = re.search(r"TCP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)\s", usernet)
     if not match:
         raise ProtocolError("QEMU forwards no port to the guest", sent="info usernet", received=usernet)
     return int(match[1])
-
-
-def parse_version(text: str) -> tuple[int, ...]:
-    """The version in the output of `qemu-system-x86_64 --version`. Raises MachineError."""
-    match = re.search(r"QEMU emulator version (\d+)\.(\d+)\.(\d+)", text)
-    if not match:
-        raise MachineError(f"{QEMU} --version says {text.strip()!r}", hint=_INSTALL_HINT)
-    return tuple(int(part) for part in match.groups())
-
-
-def ask_ahead() -> None:
-    """Have QEMU asked what installed() tells, beside what this process does next."""
-
-    def ask() -> None:
-        with contextlib.suppress(MachineError, OSError, subprocess.SubprocessError):  # whoever needs it is told
-            installed()
-
-    threading.Thread(target=ask, name="qemu --version").start()
-
-
-def installed() -> tuple[str, bool]:
-    """QEMU's version line, and whether it has a sandbox. Asked once per process. Raises as qemu_version()."""
-    with _asking:  # whoever asks meanwhile waits for the answer
-        return _installed()
-
-
-@functools.cache
-def _installed() -> tuple[str, bool]:
-    for tool, hint in ((QEMU, _INSTALL_HINT), ("setpriv", "install util-linux")):
-        if not shutil.which(tool):
-            raise MachineError(f"{tool} is not installed", hint=hint)
-    sandboxed = _ask("-sandbox", SANDBOX)  # one that is built without seccomp refuses the option
-    done = sandboxed if sandboxed.returncode == 0 else _ask()
-    version = parse_version(done.stdout + done.stderr)
-    if version < MINIMUM_VERSION:
-        raise MachineError(f"QEMU {'.'.join(map(str, version))} is too old", hint=_INSTALL_HINT)
-    return done.stdout.splitlines()[0], done is sandboxed
-
-
-def _ask(*options: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([QEMU, *options, "--version"], capture_output=True, text=True, timeout=30, check=False)
-
-
-def qemu_version() -> str:
-    """QEMU's version line. Raises MachineError when QEMU is missing or too old."""
-    return installed()[0]
-
-
-def sandboxes() -> bool:
-    """Whether this QEMU and this kernel have seccomp: both can be built without. Raises as qemu_version()."""
-    # "Seccomp:" is there with CONFIG_SECCOMP (proc_pid_status(5))
-    return installed()[1] and "\nSeccomp:" in Path("/proc/self/status").read_text()
-
-
-def confinement() -> dict[str, Any]:
-    """How a QEMU is confined on this machine. landlock: the version of the kernel's interface, 0 for none."""
-    return {"seccomp": sandboxes(), "landlock": confine.landlock()}
 
 
 def launch(

@@ -17,8 +17,10 @@ from rig.model import PAGE_SIZE, RECORDING_LIMIT, CpuState
 from rig.trace import CUT, MAX_CODE, code_of
 from rig.vm import registers
 from rig.vm.deadline import Deadline
+from rig.vm.installed import qemu_version
 from rig.vm.logs import Marks
-from rig.vm.qemu import LOG_ALWAYS, Vm, qemu_version
+from rig.vm.machine import LOG_ALWAYS
+from rig.vm.qemu import Vm
 from rig.vm.qmp import PATIENCE
 
 Take = Callable[[str], None]  # given a recording

@@ -11,7 +11,8 @@ import pytest
 from rig.errors import GuestError, NotOffered, ProtocolError
 from rig.guest import disk
 from rig.vm.deadline import Deadline
-from rig.vm.qemu import DISK, Vm
+from rig.vm.machine import DISK
+from rig.vm.qemu import Vm
 from rig.vm.shell import Shell
 
 SOON = Deadline.after(5, "the test")

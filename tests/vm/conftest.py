@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rig.vm.qemu import MachineSpec
+from rig.vm.machine import MachineSpec
 
 LOAD = 0x100000
 CODE = LOAD + 0x20  # after the header

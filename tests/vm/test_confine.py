@@ -18,7 +18,8 @@ import pytest
 from rig.errors import GuestDied, ProtocolError
 from rig.vm import confine
 from rig.vm.deadline import Deadline
-from rig.vm.qemu import MachineSpec, Vm
+from rig.vm.machine import MachineSpec
+from rig.vm.qemu import Vm
 from tests.vm.conftest import LOOP, say
 
 MakeSpec = Callable[..., MachineSpec]

@@ -17,7 +17,8 @@ import xxhash
 from rig.errors import GuestDied, ProtocolError
 from rig.model import PAGE_SIZE
 from rig.vm.deadline import Deadline
-from rig.vm.qemu import MachineSpec, Standing, Vm
+from rig.vm.machine import MachineSpec
+from rig.vm.qemu import Standing, Vm
 from rig.vm.template import RAM, STATE, TOLD, Template, Templates, hindrance
 
 MakeSpec = Callable[..., MachineSpec]

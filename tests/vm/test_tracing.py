@@ -11,7 +11,8 @@ from rig.errors import EvidenceError, GuestDied
 from rig.trace import Trace, parse
 from rig.vm import tracing
 from rig.vm.deadline import Deadline
-from rig.vm.qemu import MachineSpec, Vm
+from rig.vm.machine import MachineSpec
+from rig.vm.qemu import Vm
 from tests.vm.conftest import CODE, say
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(120)]
