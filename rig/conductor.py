@@ -7,12 +7,10 @@ import errno
 import functools
 import os
 import threading
-import time
 from collections.abc import Iterator
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 import rig
 from rig import sabotage, start
@@ -21,24 +19,20 @@ from rig.errors import (
     CouldNotJudge,
     EvidenceError,
     GuestDied,
-    GuestError,
     MachineError,
     NotOffered,
     RequestError,
 )
 from rig.evidence import LISTING, TRACEBACK
 from rig.evidence.writer import EvidenceWriter, to_json
-from rig.facts import DumpInfo, Facts, Hypervisor, Kimage, PlainPanic
+from rig.facts import Facts, Hypervisor
 from rig.guest import arming
 from rig.guest.cache import blaming, default_root
-from rig.kernel import ages, symbols
+from rig.kernel import symbols
 from rig.late import late
-from rig.live import Listener, Run, attached, held, hint_for
+from rig.live import Listener, Run, held, hint_for
 from rig.model import (
-    PAGE_SIZE,
     Checkpoint,
-    CpuState,
-    Dump,
     Failure,
     HypervisorFiles,
     LoadKind,
@@ -48,30 +42,24 @@ from rig.model import (
 )
 from rig.prepare import Artefacts, prepare
 from rig.vm.deadline import Deadline
-from rig.vm.gdbstub import GdbStub
 from rig.vm.machine import ram_ranges
 from rig.vm.qemu import Vm
 from rig.vm.template import Making
 from rig.warmup import judging, warmed_up
 
 if TYPE_CHECKING:
-    from rig import jump, plain, saboteur, trace, xen
+    from rig import crash, jump, plain, trace, xen
     from rig.evidence.reader import Evidence
-    from rig.guest import disk, dom0
+    from rig.guest import dom0
     from rig.hold import StopAt, hold
     from rig.judge import judge
-    from rig.kernel import efi, exception, kimage
-    from rig.memory import levels
-    from rig.memory.dump import Words, hashes_at
+    from rig.kernel import efi
     from rig.recorder import Recorder
     from rig.report.html import render_run
     from rig.report.listing import hand_over_listing
-    from rig.vm import tracing
 else:  # needed once the guest has booted: rig/warmup.py
-    jump, plain, saboteur, trace = late("rig.jump"), late("rig.plain"), late("rig.saboteur"), late("rig.trace")
-    xen, disk, dom0, tracing = late("rig.xen"), late("rig.guest.disk"), late("rig.guest.dom0"), late("rig.vm.tracing")
-    efi, exception, kimage = late("rig.kernel.efi"), late("rig.kernel.exception"), late("rig.kernel.kimage")
-    levels, hashes_at = late("rig.memory.levels"), late("rig.memory.dump:hashes_at")
+    crash, jump, plain, trace = late("rig.crash"), late("rig.jump"), late("rig.plain"), late("rig.trace")
+    xen, dom0, efi = late("rig.xen"), late("rig.guest.dom0"), late("rig.kernel.efi")
     hold, Recorder, judge = late("rig.hold:hold"), late("rig.recorder:Recorder"), late("rig.judge:judge")
     Evidence, render_run = late("rig.evidence.reader:Evidence"), late("rig.report.html:render_run")
     hand_over_listing = late("rig.report.listing:hand_over_listing")
@@ -225,7 +213,7 @@ class _Run(Run):
         try:
             hold(self, vm, Checkpoint.ARMED)
             if self.load.kind is LoadKind.NONE:
-                self._plain_panic(vm)
+                crash.without_crash_kernel(self, vm)
             elif self.facts.jump:
                 with beside():
                     jump.out_and_back(self, vm, recorder)
@@ -239,14 +227,14 @@ class _Run(Run):
                 hold(self, vm, Checkpoint.SECOND_KERNEL)
             else:
                 with beside() if self.facts.ends_at_handover else contextlib.nullcontext():
-                    self._hand_over(vm, recorder, record)
+                    crash.hand_over(self, vm, recorder, record)
                 if self.facts.ends_at_handover:
                     self._end_at_handover(vm, recorder)
                     return
                 with beside():  # there is time enough now
-                    self._crash_boot(vm, recorder)
+                    crash.boot(self, vm, recorder)
                 hold(self, vm, Checkpoint.CRASH_KERNEL)
-                self._dump(vm, recorder, artefacts.disk)
+                crash.take_dump(self, vm, recorder, artefacts.disk)
         except GuestDied:
             self.guest_ended = self.ended_itself(vm)
             raise
@@ -321,148 +309,8 @@ class _Run(Run):
             crash_cmdline=artefacts.crash_cmdline,
         )
 
-    # ------------------------------------------------------------ panic to hand-over
-
-    def _hand_over(self, vm: Vm, recorder: Recorder, record: int) -> None:
-        names = (*symbols.PANIC_SYMBOLS, symbols.HYPERVISOR_PANIC, symbols.MACHINE_KEXEC)
-        name = next((n for n in names if n in self.facts.symbols), "")
-        self.make_ready(vm)
-        with attached(vm) as gdb:
-            with self.in_phase("panic", f"the panicking CPU at {name}") as deadline:
-                cpu = self.stop_at(vm, gdb, self.facts.symbols[name], deadline, lambda: self.pull(vm))
-                if cpu.paging is None:
-                    raise GuestError(f"paging is off at {name}")
-                self.learn(crashing_cpu=cpu.cpu, panic_symbol=name, mode=cpu.paging, cr3=cpu.cr3)
-                if name not in (symbols.PANIC_SYMBOLS[0], symbols.HYPERVISOR_PANIC):
-                    self.learn(environment={**self.facts.environment, "panic_symbol": name})
-                    self.listener(f"note: the kernel has no {symbols.PANIC_SYMBOLS[0]}: `panic` is taken at {name}")
-                self.keep.append(levels.root(cpu.paging, cpu.cr3))
-                self.at_panic = vm.info_registers()
-                self.capture(vm, recorder, Checkpoint.PANIC)
-                self.learn_text(recorder)
-            hold(self, vm, Checkpoint.PANIC)
-            try:
-                with self.recorded(vm):
-                    image = self._to_machine_kexec(vm, gdb, recorder, name, cpu)
-                hold(self, vm, Checkpoint.MACHINE_KEXEC)
-                with self.recorded(vm):
-                    self._to_new_image(vm, gdb, recorder, image, record)
-                hold(self, vm, Checkpoint.HANDOVER)
-            except GuestDied:
-                if self.facts.kimage is not None and self.ended_itself(vm):
-                    self.post_mortem(vm, recorder)
-                raise
-
-    def _exception(self, recorder: Recorder, cpu: CpuState, image: Kimage) -> dict[str, int]:
-        """The registers of the exception that led to `panic`, if one did. cpu: at `panic`."""
-        assert self.facts.mode is not None
-        function, release = (self.facts.panic_symbol, image.place), self.facts.kernel.release
-        return exception.read(recorder.at_panic, self.facts.mode, cpu, self.plan.guest.arch, function, release)
-
-    def _plain_panic(self, vm: Vm) -> None:
-        """No crash kernel is loaded: the kernel says that it panics, and resets, for it was booted with panic=-1."""
-        self.make_ready(vm)
-        with self.in_phase("panic", "the reset after a panic") as deadline:
-            self.pull(vm)
-            said = vm.console.expect([rf"{start.PANIC}[^\r\n]*"], deadline)[0].decode(errors="replace")
-            try:
-                started = vm.console.expect([r"Linux version [^\r\n]*"], deadline)[0].decode(errors="replace")
-                self.learn(plain_panic=PlainPanic(said, "", started))
-            except GuestDied:
-                ending = vm.watch.ending
-                self.learn(plain_panic=PlainPanic(said, ending.reason if ending else "unknown"))
-
-    def _to_machine_kexec(self, vm: Vm, gdb: GdbStub, recorder: Recorder, name: str, panicked: CpuState) -> Kimage:
-        """From where `panic` was taken, the first instruction of `name`, on. panicked: the CPU there."""
-        with self.in_phase("machine-kexec", f"CPU {panicked.cpu} at {symbols.MACHINE_KEXEC}") as deadline:
-            cpu = panicked
-            if name != symbols.MACHINE_KEXEC:
-                cpu = self.stop_at(vm, gdb, self.facts.symbols[symbols.MACHINE_KEXEC], deadline)
-            self.capture(vm, recorder, Checkpoint.MACHINE_KEXEC)
-            assert self.facts.mode is not None
-            assert self.facts.crash_region is not None
-            arch, below = self.plan.guest.arch, self.facts.hypervisor is not None
-            region, tables = self.facts.crash_region, ages.allocates_tables(self.facts.kernel.release)
-            image = kimage.read(recorder.live, self.facts.mode, cpu, arch, region, own_tables=tables, xen=below)
-            # which place a function's first argument has is known only now
-            self.learn(kimage=image, exception=self._exception(recorder, panicked, image))
-            self.inject(vm, gdb, recorder, Checkpoint.MACHINE_KEXEC)
-        return image
-
-    def _to_new_image(self, vm: Vm, gdb: GdbStub, recorder: Recorder, image: Kimage, record: int) -> None:
-        """Up to the entry of the new image. record: physical address of the control module's record, 0 without."""
-        with self.in_phase("hand-over", f"the new image's entry {image.start:#x}") as deadline:
-            if vm.spec.accel == "tcg":
-                self.stop_at(vm, gdb, image.start, deadline)
-            else:
-                tracing.stepped(vm, image.start, deadline, self.add_recording)
-            self.inject(vm, gdb, recorder, Checkpoint.HANDOVER)
-            self.capture(vm, recorder, Checkpoint.HANDOVER)
-            if record:
-                self.learn(**saboteur.read_record(recorder.live, record))
-            if vm.spec.disk:
-                disk.require_untouched(vm)
-            # what the first kernel printed, its panic first of all, must not be taken for the crash kernel's
-            vm.shell.discard()
-
     def _end_at_handover(self, vm: Vm, recorder: Recorder) -> None:
         """The new kernel, which has been entered, is not let run."""
         with self.in_phase("survey", "what was captured to be looked at"):
             vm.stop()
             self.survey(recorder)
-
-    # ------------------------------------------------------------ the crash kernel
-
-    def _crash_boot(self, vm: Vm, recorder: Recorder) -> None:
-        """The gdbstub is detached: the guest runs. While it boots, look at what was captured at `panic`."""
-        started = time.monotonic()
-        with self.in_phase("crash-boot", "the crash kernel's shell") as deadline:
-            self.survey(recorder)
-            _ = self.executed  # it takes a moment
-            hello = self.meet(vm, "crash", started, deadline)
-            self.no_network = "" if hello.net == "yes" else hello.net
-            with held(vm):
-                self.capture(vm, recorder, Checkpoint.CRASH_KERNEL)
-
-    def _dump(self, vm: Vm, recorder: Recorder, drive: IO[bytes] | None) -> None:
-        """The dump as far as the scenario asks for it. drive: the guest's disk, when it is to be written there."""
-        if not self.facts.vmcore_present:
-            return  # crash-kernel-boots says so
-        from rig import dump
-
-        assert self.facts.mode is not None
-        assert self.facts.cr3 is not None
-        pgd = levels.root(self.facts.mode, self.facts.cr3) & ~(PAGE_SIZE - 1)
-
-        with self.in_phase("dump", "the headers of /proc/vmcore") as deadline, contextlib.ExitStack() as stack:
-            session, why = dump.log_in(vm, self.artefacts.keys, self.no_network, stack, deadline)
-            if session is None:
-                self.listener(f"note: no SSH ({why}); the dump's headers come over the console")
-            read = vm.shell.read_file if session is None else session.read
-
-            def front(at: int, size: int) -> bytes:
-                return read(dump.VMCORE, at, size, deadline)
-
-            headers = dump.fetch_front(front, pgd, self.writer)
-            if self.facts.hypervisor is not None and self.facts.hypervisor.vmcoreinfo is not None:
-                dump.fetch_dom0(front, headers, self.facts.hypervisor.vmcoreinfo, self.writer)
-            info = DumpInfo("ssh" if session else "console", pgd, why)
-            self.learn(dump=info)
-            if self.plan.scenario.dump is Dump.HEADERS:
-                return
-            if self.facts.hypervisor is not None:
-                dump.require_filterable(self.plan.scenario, headers)
-            if drive is not None:
-                source = dump.over_disk(vm.shell, drive)
-            elif session is not None:
-                source = dump.over_ssh(session)
-            else:
-                return  # vmcore-faithful says so
-
-            def at_panic(addresses: Words) -> Words:
-                return hashes_at(addresses, recorder.hash_pages(), self.facts.ram)
-
-            scenario, tell = self.plan.scenario, self.listener
-            whole = dump.take(scenario, source, headers, at_panic, self.writer, tell, self.options)
-            self.keep += whole.differing
-            self.learn(dump=replace(info, transfer=whole.transfer))

@@ -16,8 +16,8 @@ from rig.checks import REGISTRY
 from rig.model import LoadKind, RunPlan, Until
 
 # In the order in which a run comes to need them. What these import themselves is not listed.
-_DRIVING = ("rig.recorder", "rig.memory.image", "rig.hold", "rig.vm.tracing", "rig.kernel.exception", "rig.survey")
-_WAYS = {LoadKind.PLAIN: ("rig.plain",), LoadKind.JUMP: ("rig.jump",)}
+_DRIVING = ("rig.recorder", "rig.memory.image", "rig.hold", "rig.survey")
+_WAYS = {LoadKind.PLAIN: "rig.plain", LoadKind.JUMP: "rig.jump"}
 _JUDGING = ("rig.judge", "rig.memory.packed", "capstone", "numpy.ma")  # np.unique() imports numpy.ma
 _REPORTING = (
     *("rig.report.html", "rig.report.html.render:compile_templates", "rig.report.listing"),
@@ -29,7 +29,7 @@ _DUMPING = ("rig.memory.vmcore", "elftools.elf.elffile", "rig.dump")  # of a cra
 def driving(plan: RunPlan) -> Sequence[str]:
     """What a run of this plan needs once its guest is armed: names for `warmed_up`."""
     sabotage = ("rig.saboteur",) if plan.scenario.sabotage else ()
-    return (*_DRIVING, *_WAYS.get(loads.kind(plan.scenario.load), ()), *sabotage)
+    return (*_DRIVING, _WAYS.get(loads.kind(plan.scenario.load), "rig.crash"), *sabotage)
 
 
 def judging(plan: RunPlan) -> Sequence[str]:
