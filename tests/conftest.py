@@ -1,4 +1,4 @@
-"""The order of the tests (unit tests, linters, VM tests one after the other) and how long each part took."""
+"""The order of the tests (unit tests, linters, VM tests) and how long each part took; in one process, or in several."""
 
 from __future__ import annotations
 
@@ -15,26 +15,31 @@ PARTS = ("unit", "lint", "vm")
 spans: dict[str, tuple[float, float]] = {}  # when the first test of a part began, and the last one ended
 passed: Counter[str] = Counter()
 total: Counter[str] = Counter()
-# Told by the marker, not by a report's keywords: those hold the names of folders, too, and one is tests/vm.
-vm_tests: set[str] = set()
+PROPERTY = "part"  # of each test's report, which a worker of pytest-xdist sends to the process that sums up
 
 
-def part(nodeid: str, is_vm: bool) -> str:
+def part(item: pytest.Item) -> str:
     """Which of PARTS a test belongs to."""
-    if is_vm:
+    if item.get_closest_marker("vm"):
         return "vm"
-    return "lint" if "test_lint.py" in nodeid else "unit"
+    return "lint" if "test_lint.py" in item.nodeid else "unit"
+
+
+def reported(report: pytest.TestReport) -> str:
+    """The same, of one that was run."""
+    return str(dict(report.user_properties)[PROPERTY])
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What is quick to say no comes first; linters are asked when they have had time. Within a part the order stays."""
-    vm_tests.update(item.nodeid for item in items if item.get_closest_marker("vm"))
-    items.sort(key=lambda item: PARTS.index(part(item.nodeid, item.nodeid in vm_tests)))
+    for item in items:
+        item.user_properties.append((PROPERTY, part(item)))
+    items.sort(key=lambda item: PARTS.index(part(item)))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """On another core than the unit tests; in a worker of pytest-xdist when they are asked, so that they run once."""
-    wanted = any(part(item.nodeid, False) == "lint" for item in session.items)
+    wanted = any(part(item) == "lint" for item in session.items)
     if wanted and not session.config.option.collectonly and not hasattr(session.config, "workerinput"):
         linters.start()
 
@@ -58,7 +63,7 @@ def own_catalogue_is_read_once() -> Iterator[None]:
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    name = part(report.nodeid, report.nodeid in vm_tests)
+    name = reported(report)
     began, ended = spans.get(name, (report.start, report.stop))
     spans[name] = min(began, report.start), max(ended, report.stop)
     total[name] += report.when == "setup"
@@ -72,5 +77,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             began, ended = spans[name]
             terminalreporter.line(f"{name:5} {passed[name]} of {total[name]} passed in {ended - began:.1f} s")
     for report in terminalreporter.getreports("passed"):
-        if report.when == "call" and report.nodeid in vm_tests:
+        if report.when == "call" and reported(report) == "vm":
             terminalreporter.line(f"  vm  {report.nodeid}  {report.duration:.1f} s")
