@@ -75,9 +75,9 @@ def _of_guest(bench: Bench, plan: RunPlan) -> list[Figure]:
         bench.say(f"run: {plan.id}: {number} of {TIMES}: bare boots")
         bares.append(bare(bench, plan))
         bench.say(f"run: {plan.id}: {number} of {TIMES}: the same with rig run")
-        cold.append(whole(bench, plan, "--no-template"))
-        warm.append(whole(bench, plan))
+        warm.append(whole(bench, plan))  # first: what it is held against is the last of the bare boots
         early.append(whole(bench, plan, *UNTIL_HANDOVER))
+        cold.append(whole(bench, plan, "--no-template"))
     guest = plan.guest.name
     if any(one.template for one in cold) or not all(one.template for one in (*warm, *early)):
         raise MachineError(f"{plan.id} went on from a template where it was not to, or did not where it was to")
