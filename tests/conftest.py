@@ -12,6 +12,8 @@ from rig import catalog
 from tests import linters
 
 PARTS = ("unit", "lint", "vm")
+# Files that take longest, by far when nothing is cached: begun last, one would run on when all others have ended.
+LONGEST = ("test_sabotage.py", "test_dump.py", "test_jump.py", "test_legacy.py")
 spans: dict[str, tuple[float, float]] = {}  # when the first test of a part began, and the last one ended
 passed: Counter[str] = Counter()
 total: Counter[str] = Counter()
@@ -25,16 +27,22 @@ def part(item: pytest.Item) -> str:
     return "lint" if "test_lint.py" in item.nodeid else "unit"
 
 
+def rank(item: pytest.Item) -> tuple[int, int]:
+    """What is quick to say no comes first; then what takes longest. Within the same rank the order stays."""
+    name = item.path.name if part(item) == "vm" else ""
+    return PARTS.index(part(item)), LONGEST.index(name) if name in LONGEST else len(LONGEST)
+
+
 def reported(report: pytest.TestReport) -> str:
     """The same, of one that was run."""
     return str(dict(report.user_properties)[PROPERTY])
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What is quick to say no comes first; linters are asked when they have had time. Within a part the order stays."""
+    """Linters are asked when they have had time."""
     for item in items:
         item.user_properties.append((PROPERTY, part(item)))
-    items.sort(key=lambda item: PARTS.index(part(item)))
+    items.sort(key=rank)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
