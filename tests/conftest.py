@@ -34,12 +34,11 @@ def rank(item: pytest.Item) -> tuple[int, int]:
 
 
 def reported(report: pytest.TestReport) -> str:
-    """The same, of one that was run."""
+    """Which of PARTS a test that was run belongs to."""
     return str(dict(report.user_properties)[PROPERTY])
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Linters are asked when they have had time."""
     for item in items:
         item.user_properties.append((PROPERTY, part(item)))
     items.sort(key=rank)

@@ -25,8 +25,8 @@ from rig.vm.deadline import POLL, Deadline, Watch
 
 _HISTORY = 16 * 1024  # bytes kept for tail()
 _CHUNK = 65536  # bytes taken from the socket at a time
-# Seconds in which what comes is taken together. QEMU sends every character by itself: to wake two threads for each
-# one takes more time of the machine than all of the rig's other work while the guest boots.
+# Seconds in which what comes is taken together. QEMU sends every character by itself: two threads would be woken for
+# nearly each one.
 _GATHER = 0.005
 # Bytes of what has not matched in which a regular expression is looked for; more than what can come at a time. Looking
 # through all of it for each chunk that comes takes minutes for a guest that prints 100 MB.
