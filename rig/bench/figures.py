@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,6 +14,8 @@ import msgspec
 from rig.errors import RequestError
 
 SCHEMA = 1
+
+_DOUBT = 0.07  # of a median's interval: the chance that it lies outside
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,24 @@ class Samples:
             return None
         low, _, high = statistics.quantiles(self.values, n=4, method="inclusive")
         return (high - low) / 2 / self.median
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Between which two samples the median of all that could be taken lies, in at least 93 of 100 cases; None of
+        fewer than five.
+
+        Each of them is as likely below that median as above it, however they are spread: how many lie below is what
+        throws of a coin come to (the sign test's interval).
+        """
+        count, ordered = len(self.values), sorted(self.values)
+        chances = itertools.accumulate(math.comb(count, below) / 2**count for below in range(count))
+        outside = sum(2 * chance <= _DOUBT for chance in chances)
+        return (ordered[outside - 1], ordered[-outside]) if outside else None
+
+    def settles(self, bound: Bound) -> bool:
+        """Whether so many were taken that more would hardly change whether the median keeps a bound: all of `interval`
+        does, or none of it."""
+        return self.interval is not None and len({bound.holds(end) for end in self.interval}) == 1
 
     def over(self, other: Samples) -> Samples:
         """The ratios of pairs that were measured one right after the other."""

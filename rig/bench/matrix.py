@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from rig.bench.figures import Bound, Figure, Samples
 from rig.bench.processes import Watcher
-from rig.bench.setting import Bench, environment, scratch, started_rig, wait
+from rig.bench.setting import Bench, require_restored, scratch, started_rig, wait
 from rig.errors import MachineError
 from rig.pool import cores
 from rig.report.directories import runs_in
@@ -24,37 +24,28 @@ EACH_MIB = Bound(300)
 
 @dataclass(frozen=True)
 class Matrix:
-    """seconds of all cells. peak: MiB, of the rig and its guests together. restored: how many cells went on from a
-    template."""
+    """seconds of all cells. peak: MiB, of the rig and its guests together."""
 
     seconds: float
     peak: float
-    restored: int
 
 
 def measure(bench: Bench) -> list[Figure]:
     """The guests' cells: booted, from templates, and those side by side, in turns. The templates are made before,
     unmeasured."""
     enough = cores() >= SIDE_BY_SIDE
-    _run(bench, "templates", SIDE_BY_SIDE if enough else 1)
+    _run(bench, "templates", SIDE_BY_SIDE if enough else 1, restores=None)
     booted, single, double = list[Matrix](), list[Matrix](), list[Matrix]()
     for number in range(1, TIMES + 1):
         turn = f"{number} of {TIMES}"
-        booted.append(_measured(bench, turn, 1, "--no-template"))
-        single.append(_measured(bench, turn, 1))
+        booted.append(_run(bench, turn, 1, "--no-template", restores=False))
+        single.append(_run(bench, turn, 1, restores=True))
         if enough:
-            double.append(_measured(bench, turn, SIDE_BY_SIDE))
+            double.append(_run(bench, turn, SIDE_BY_SIDE, restores=True))
     beside = f"the same booted, one after the other, {_seconds(booted).median:.0f} s"
     faster = _seconds(booted).over(_seconds(single))
     templates = Figure("matrix", "from templates: faster", faster.median, "x", "", beside, THROUGHPUT, faster.noise)
     return [templates, _side_by_side(single, double), _each(bench, single, double)]
-
-
-def _measured(bench: Bench, turn: str, jobs: int, *words: str) -> Matrix:
-    found = _run(bench, turn, jobs, *words)
-    if found.restored != (0 if words else len(bench.plans) * len(SCENARIOS)):
-        raise MachineError("cells went on from a template where they were not to, or did not where they were to")
-    return found
 
 
 def _seconds(runs: Sequence[Matrix]) -> Samples:
@@ -86,8 +77,10 @@ def _lacking(name: str, beside: str, bound: Bound, unit: str) -> Figure:
     return Figure("matrix", name, None, unit, "", beside, bound, missing=missing)
 
 
-def _run(bench: Bench, turn: str, jobs: int, *words: str) -> Matrix:
-    """turn: which one, for the user. MachineError when one of the cells does not pass."""
+def _run(bench: Bench, turn: str, jobs: int, *words: str, restores: bool | None) -> Matrix:
+    """turn: which one, for the user. restores: whether all cells are to go on from templates, or none; None: as they
+    can. Raises MachineError when they do not, or one of them does not pass.
+    """
     patterns = [f"{name}@{plan.guest.name}/{plan.kernel.name}" for name in SCENARIOS for plan in bench.plans]
     told = " ".join(words)
     bench.say(f"matrix: {turn}: {len(patterns)} cells, {jobs} at a time {told}".rstrip())
@@ -97,7 +90,9 @@ def _run(bench: Bench, turn: str, jobs: int, *words: str) -> Matrix:
         with started_rig([*line, *bench.words]) as process, Watcher(process.pid) as watcher:
             wait(bench, process)
         seconds = time.perf_counter() - started
-        used = [environment(run)["template"]["used"] for run in runs_in(results)]
-    if len(used) != len(patterns):
-        raise MachineError(f"{len(used)} cells were run, {len(patterns)} were asked for")
-    return Matrix(seconds, watcher.peak, sum(used))
+        runs = list(runs_in(results))
+        if restores is not None:
+            require_restored(runs, restores)
+    if len(runs) != len(patterns):
+        raise MachineError(f"{len(runs)} cells were run, {len(patterns)} were asked for")
+    return Matrix(seconds, watcher.peak)

@@ -5,17 +5,19 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rig.bench.figures import Bound, Figure, Samples
-from rig.bench.setting import REPEATS, Bare, Bench, booted, environment, restored, rig, scratch
-from rig.errors import MachineError
+from rig.bench.setting import REPEATS, Bare, Bench, booted, environment, require_restored, restored, rig, scratch
 from rig.model import RunPlan
 from rig.report.directories import runs_in
 from rig.triggers import TRIGGERS, trigger_line
 
-TIMES = 5  # of each guest: the machine's other load comes and goes
+# Of each guest: the machine's other load comes and goes. At least as many as tell between what two samples a median
+# lies, and then until that settles the bound, but not for ever.
+TIMES = 5
+MOST = 15
 
 # Bounds of the project's own goals.
 WHOLE = Bound(1.25)
@@ -31,21 +33,19 @@ IMPORTED = "import rig.cli, rig.commands.runs, rig.conductor"  # what `rig run` 
 
 @dataclass(frozen=True)
 class BareTimes:
-    """Seconds without the rig: start to first shell, trigger to the crash kernel's shell; of a restored guest both."""
+    """Seconds without the rig: start to first shell, trigger to the crash kernel's shell."""
 
     boot: float
     crash: float
-    restored: float
 
 
 @dataclass(frozen=True)
 class Whole:
-    """A whole `rig run`. evidence, peak: MiB. template: whether it went on from one."""
+    """A whole `rig run`. evidence, peak: MiB."""
 
     seconds: float
     evidence: float
     peak: float
-    template: bool
 
 
 def measure(bench: Bench) -> list[Figure]:
@@ -66,45 +66,83 @@ def _imports(bench: Bench) -> Figure:
 
 
 def _of_guest(bench: Bench, plan: RunPlan) -> list[Figure]:
-    """Each is the median; a ratio is that of the ratios, each of a pair from the same round."""
+    """Each is the median; a ratio is that of the ratios, each of a pair measured one right after the other."""
     bench.say(f"run: {plan.id}: a template")
     whole(bench, plan, *UNTIL_HANDOVER)
-    bares: list[BareTimes] = []
-    cold, warm, early = list[Whole](), list[Whole](), list[Whole]()
-    for number in range(1, TIMES + 1):
-        bench.say(f"run: {plan.id}: {number} of {TIMES}: bare boots")
+    alone, warm = list[float](), list[Whole]()
+    bares, early, cold = list[BareTimes](), list[Whole](), list[Whole]()
+
+    def restore() -> tuple[Ratio]:
+        alone.append(bare_restore(bench, plan))
+        warm.append(whole(bench, plan, restores=True))
+        return (Ratio("from a template", WARM, "the same, restored bare", warm, alone),)
+
+    def boot() -> tuple[Ratio, Ratio]:
         bares.append(bare(bench, plan))
-        bench.say(f"run: {plan.id}: {number} of {TIMES}: the same with rig run")
-        warm.append(whole(bench, plan))  # first: what it is held against is the last of the bare boots
-        early.append(whole(bench, plan, *UNTIL_HANDOVER))
-        cold.append(whole(bench, plan, "--no-template"))
-    guest = plan.guest.name
-    if any(one.template for one in cold) or not all(one.template for one in (*warm, *early)):
-        raise MachineError(f"{plan.id} went on from a template where it was not to, or did not where it was to")
+        early.append(whole(bench, plan, *UNTIL_HANDOVER, restores=True))
+        cold.append(whole(bench, plan, "--no-template", restores=False))
+        first, both = [one.boot for one in bares], [one.boot + one.crash for one in bares]
+        return (
+            Ratio("--until handover, from a template", HANDOVER, "one bare boot", early, first),
+            Ratio("--no-template", WHOLE, "both boots bare", cold, both),
+        )
 
-    def ratio(name: str, runs: Sequence[Whole], beside: str, times: Sequence[float], bound: Bound) -> Figure:
-        seconds, bare = Samples(tuple(one.seconds for one in runs)), Samples(tuple(times))
-        value, told = seconds.over(bare), f"{beside}: {seconds.median:.1f} s to {bare.median:.1f} s"
-        return Figure("run", name, value.median, "x", guest, told, bound, value.noise)
-
+    ratios = (*settled(bench, f"{plan.id}: boots", boot), *settled(bench, f"{plan.id}: from a template", restore))
     evidence = Samples(tuple(one.evidence for one in cold))
     peak = Samples(tuple(one.peak for one in cold))
+    guest = plan.guest.name
     return [
-        ratio("--until handover, from a template", early, "one bare boot", [one.boot for one in bares], HANDOVER),
-        ratio("from a template", warm, "the same, restored bare", [one.restored for one in bares], WARM),
-        ratio("--no-template", cold, "both boots bare", [one.boot + one.crash for one in bares], WHOLE),
+        *(ratio.figure(guest) for ratio in ratios),
         Figure("run", "evidence", evidence.median, "MiB", guest, bound=EVIDENCE_MIB, noise=evidence.noise),
         Figure("run", "peak memory of rig", peak.median, "MiB", guest, bound=PEAK_MIB, noise=peak.noise),
     ]
 
 
+@dataclass(frozen=True)
+class Ratio:
+    """Runs of the rig, and the seconds of what each of them is held against."""
+
+    name: str
+    bound: Bound
+    beside: str
+    runs: Sequence[Whole]
+    times: Sequence[float]
+
+    @property
+    def seconds(self) -> Samples:
+        return Samples(tuple(one.seconds for one in self.runs))
+
+    @property
+    def each(self) -> Samples:
+        return self.seconds.over(Samples(tuple(self.times)))
+
+    def figure(self, guest: str) -> Figure:
+        own, bare, value = self.seconds, Samples(tuple(self.times)), self.each
+        told = f"{self.beside}: {own.median:.1f} s to {bare.median:.1f} s, {len(value.values)} pairs"
+        return Figure("run", self.name, value.median, "x", guest, told, self.bound, value.noise)
+
+
+def settled(bench: Bench, what: str, turn: Callable[[], Sequence[Ratio]]) -> Sequence[Ratio]:
+    """Turns until they settle their bounds, broken or kept alike."""
+    for number in range(1, MOST + 1):
+        bench.say(f"run: {what}: {number} of {TIMES if number <= TIMES else f'at most {MOST}'}")
+        ratios = turn()
+        if number >= TIMES and all(ratio.each.settles(ratio.bound) for ratio in ratios):
+            break
+    return ratios
+
+
 def bare(bench: Bench, plan: RunPlan) -> BareTimes:
-    """Both boots without breakpoints, captures and checks; and the second one of a guest restored."""
+    """Both boots without breakpoints, captures and checks."""
     with booted(bench, plan) as guest:
         guest.arm(bench)
-        boot, crash = guest.boot, _crash(bench, guest)
+        return BareTimes(guest.boot, _crash(bench, guest))
+
+
+def bare_restore(bench: Bench, plan: RunPlan) -> float:
+    """Seconds from the start of a QEMU that restores the guest to the crash kernel's shell, with nothing else."""
     with restored(bench, plan) as guest:
-        return BareTimes(boot, crash, guest.boot + _crash(bench, guest))
+        return guest.boot + _crash(bench, guest)
 
 
 def _crash(bench: Bench, guest: Bare) -> float:
@@ -115,12 +153,16 @@ def _crash(bench: Bench, guest: Bare) -> float:
     return time.perf_counter() - started
 
 
-def whole(bench: Bench, plan: RunPlan, *words: str) -> Whole:
-    """`rig run` as a user types it. MachineError when it does not pass."""
+def whole(bench: Bench, plan: RunPlan, *words: str, restores: bool | None = None) -> Whole:
+    """`rig run` as a user types it. restores: whether it is to go on from a template; None: it may, or make one.
+
+    Raises MachineError when it does not, or does not pass.
+    """
     with scratch() as results:
         options = ("--guest", plan.guest.name, "--results", str(results), *words)
         seconds = rig(bench, "run", plan.scenario.name, *options)
         (found,) = runs_in(results)
+        if restores is not None:
+            require_restored([found], restores)
         size = sum(f.stat().st_size for f in found.rglob("*") if f.is_file()) / (1 << 20)
-        told = environment(found)
-        return Whole(seconds, size, told["peak_memory_mib"], told["template"]["used"])
+        return Whole(seconds, size, environment(found)["peak_memory_mib"])

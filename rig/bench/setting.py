@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -160,6 +160,15 @@ def wait(bench: Bench, process: subprocess.Popen[str]) -> None:
             bench.check()
     finally:
         os.close(descriptor)
+
+
+def require_restored(runs: Iterable[Path], wanted: bool) -> None:
+    """MachineError when one of these runs went on from a template where it was not to, or did not where it was to."""
+    for run in runs:
+        told = environment(run)["template"]
+        if told["used"] is not wanted:
+            words = "went on from a template" if told["used"] else f"booted its guest: {told['why']}"
+            raise MachineError(f"{run.name} {words}")
 
 
 def environment(run: Path) -> dict[str, Any]:

@@ -167,9 +167,9 @@ class Shell:
         count = -(-(cut + size) // PAGE_SIZE)
         # Not as a pipeline's first command: its failure would go unnoticed.
         text = self.run(
-            f"set -e; dd if={shlex.quote(path)} of=/tmp/rig-part bs={PAGE_SIZE} skip={skip} count={count} "
-            "iflag=fullblock 2>/tmp/rig-error || { cat /tmp/rig-error; exit 1; }; "
-            "base64 /tmp/rig-part; rm -f /tmp/rig-part /tmp/rig-error",
+            f"told=$(dd if={shlex.quote(path)} of=/tmp/rig-part bs={PAGE_SIZE} skip={skip} count={count} "
+            'iflag=fullblock 2>&1) || { echo "$told"; rm -f /tmp/rig-part; exit 1; }; '
+            "base64 /tmp/rig-part && rm /tmp/rig-part",
             deadline,
         )
         try:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import json
 import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -15,9 +17,9 @@ from typing import cast
 import numpy as np
 import pytest
 
-from rig.bench import FAMILIES, matrix, measure, memory, processes, walk
+from rig.bench import FAMILIES, matrix, measure, memory, processes, run, walk
 from rig.bench.figures import Figure, Samples
-from rig.bench.setting import Bench, rig, started_rig, wait
+from rig.bench.setting import Bench, require_restored, rig, started_rig, wait
 from rig.errors import Cancelled, EvidenceError, MachineError
 from rig.memory.image import PagesMemory
 from rig.memory.paging import walk as page_walk
@@ -136,20 +138,20 @@ def test_ratios_are_of_pairs() -> None:
 
 @pytest.mark.parametrize("cpus", [1, 2])
 def test_matrix_is_measured_in_turns(bench: Bench, cpus: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    cells = len(matrix.SCENARIOS)
     bench = dataclasses.replace(bench, plans=[cast(RunPlan, SimpleNamespace(guest=SimpleNamespace(memory=512)))])
-    booted = iter([matrix.Matrix(seconds, 400, 0) for seconds in (80, 90)])
-    single = iter([matrix.Matrix(seconds, peak, cells) for seconds, peak in ((40, 300), (50, 310))])
-    double = iter([matrix.Matrix(seconds, peak, cells) for seconds, peak in ((20, 500), (20, 500))])
+    booted = iter([matrix.Matrix(seconds, 400) for seconds in (80, 90)])
+    single = iter([matrix.Matrix(seconds, peak) for seconds, peak in ((40, 300), (50, 310))])
+    double = iter([matrix.Matrix(seconds, peak) for seconds, peak in ((20, 500), (20, 500))])
     order: list[str] = []
 
-    def run(_: Bench, turn: str, jobs: int, *words: str) -> matrix.Matrix:
+    def pretend(_: Bench, turn: str, jobs: int, *words: str, restores: bool | None) -> matrix.Matrix:
         order.append(f"{jobs}{''.join(words)}")
+        assert restores is (None if turn == "templates" else not words)
         if turn == "templates":
-            return matrix.Matrix(100, 400, 0)
+            return matrix.Matrix(100, 400)
         return next(booted if words else double if jobs > 1 else single)
 
-    monkeypatch.setattr(matrix, "_run", run)
+    monkeypatch.setattr(matrix, "_run", pretend)
     monkeypatch.setattr(matrix, "cores", lambda: cpus)
     templates, beside, each = matrix.measure(bench)
     assert order == [str(cpus), *["1--no-template", "1", "2"][: cpus + 1] * 2]
@@ -163,13 +165,49 @@ def test_matrix_is_measured_in_turns(bench: Bench, cpus: int, monkeypatch: pytes
         assert each.value == pytest.approx((200 + 190) / 2)
 
 
-@pytest.mark.parametrize(("booted", "single"), [(1, len(matrix.SCENARIOS)), (0, 1)])
-def test_matrix_of_cells_that_did_not_go_on_as_they_were_to(
-    bench: Bench, booted: int, single: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """booted, single: how many cells went on from a template."""
-    bench = dataclasses.replace(bench, plans=[cast(RunPlan, SimpleNamespace(guest=SimpleNamespace(memory=512)))])
-    monkeypatch.setattr(matrix, "cores", lambda: 1)
-    monkeypatch.setattr(matrix, "_run", lambda *words: matrix.Matrix(10, 300, booted if words[3:] else single))
-    with pytest.raises(MachineError, match="went on from a template where they were not to"):
-        matrix.measure(bench)
+def test_runs_that_did_not_go_on_as_they_were_to(tmp_path: Path) -> None:
+    """One that went on from a template, and one that booted its guest."""
+    told: dict[str, dict[str, object]] = {
+        "restored": {"used": True, "key": "0123", "made": "2026-11-01T00:00:00+00:00"},
+        "booted": {"used": False, "why": "there was none"},
+    }
+    for name, template in told.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "result.json").write_text(json.dumps({"environment": {"template": template}}))
+    restored, booted = tmp_path / "restored", tmp_path / "booted"
+    require_restored([restored], True)
+    require_restored([booted], False)
+    with pytest.raises(MachineError, match="booted booted its guest: there was none"):
+        require_restored([restored, booted], True)
+    with pytest.raises(MachineError, match="restored went on from a template"):
+        require_restored([booted, restored], False)
+
+
+# Of what the rig is held against 10 s, these seconds: how many turns settle a bound of 1.15, or how many are taken.
+@pytest.mark.parametrize(
+    ("seconds", "turns"),
+    [
+        ([11.0], run.TIMES),  # all below 11.5
+        ([12.0], run.TIMES),  # all above
+        ([12.0, 11.0, 11.0, 11.0, 11.0, 11.0, 11.0, 11.0, 11.0], 9),  # of five to eight the outermost ones count
+        ([11.0, 12.0], run.MOST),
+    ],
+)
+def test_turns_are_taken_until_they_settle_a_bound(bench: Bench, seconds: list[float], turns: int) -> None:
+    said: list[str] = []
+    bench = dataclasses.replace(bench, say=said.append)
+    given = itertools.cycle(seconds)
+    runs, times = list[run.Whole](), list[float]()
+
+    def turn() -> Sequence[run.Ratio]:
+        runs.append(run.Whole(next(given), 1.0, 1.0))
+        times.append(10.0)
+        return [run.Ratio("from a template", run.WARM, "bare", runs, times)]
+
+    (ratio,) = run.settled(bench, "panic", turn)
+    assert len(said) == len(runs) == turns
+    figure = ratio.figure("pae")
+    assert figure.value == ratio.each.median
+    assert figure.beside == f"bare: {ratio.seconds.median:.1f} s to 10.0 s, {turns} pairs"
+    assert said[0] == f"run: panic: 1 of {run.TIMES}"
+    assert turns <= run.TIMES or said[-1] == f"run: panic: {turns} of at most {run.MOST}"

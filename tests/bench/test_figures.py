@@ -46,6 +46,23 @@ def test_exit_code(figures: list[Figure], code: int) -> None:
     assert exit_code(figures) == code
 
 
+# Of so many samples, how many are left out at each end: the largest K for which 2 * P(fewer than K heads) <= 0.07.
+@pytest.mark.parametrize(("count", "left_out"), [(5, 0), (8, 0), (9, 1), (10, 1), (11, 2), (14, 3), (15, 3)])
+def test_between_which_samples_the_median_lies(count: int, left_out: int) -> None:
+    samples = Samples(tuple(float(value) for value in range(count, 0, -1)))
+    assert samples.interval == (1 + left_out, count - left_out)
+
+
+def test_when_samples_settle_a_bound() -> None:
+    assert Samples((1.0,) * 4).interval is None
+    assert not Samples((1.0,) * 4).settles(MOST), "four say too little, however alike they are"
+    assert Samples((1.0, 1.1, 1.2, 1.25, 1.3)).settles(MOST)
+    assert Samples((1.4, 1.5, 1.6, 1.4, 1.5)).settles(MOST)
+    assert not Samples((1.0, 1.0, 1.0, 1.0, 1.31)).settles(MOST)
+    assert Samples((1.0,) * 8 + (1.31,)).settles(MOST), "of nine the outermost ones say nothing"
+    assert Samples((20.0, 21.0, 22.0, 20.0, 25.0)).settles(LEAST)
+
+
 def test_samples() -> None:
     samples = Samples((2.0, 9.0, 1.0, 3.0, 2.5))
     assert samples.median == 2.5

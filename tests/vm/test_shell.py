@@ -122,6 +122,7 @@ def test_read_file(shell: Shell, tmp_path: Path) -> None:
     assert shell.read_file(str(path), len(data) - 3, 100, soon()) == data[-3:]
     with pytest.raises(GuestCommandFailed, match="No such file"):
         shell.read_file(str(tmp_path / "none"), 0, 1, soon())
+    assert not list(Path("/tmp").glob("rig-part*")), "it cleans up"
 
 
 def test_hello_on_either_line_decides_the_channel(lines: Lines) -> None:
