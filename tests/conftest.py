@@ -1,9 +1,11 @@
-"""The order of the tests (unit tests, linters, VM tests) and how long each part took; in one process, or in several."""
+"""The order of the tests (unit tests, linters, VM tests), what is under way, and how long each part took; in one
+process, or in several."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -49,6 +51,31 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     wanted = any(part(item) == "lint" for item in session.items)
     if wanted and not session.config.option.collectonly and not hasattr(session.config, "workerinput"):
         linters.start()
+
+
+class Begun:
+    """Tells which file of VM tests is begun. With several processes pytest itself says nothing until a test has ended,
+    and one that builds kernels takes many minutes."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+        self._seen: set[str] = set()
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        """Called in the process that sums up; it has collected nothing, and knows a test's name only."""
+        name = nodeid.split("::")[0]
+        if name in self._seen:
+            return
+        self._seen.add(name)
+        if "pytest.mark.vm" in (self._config.rootpath / name).read_text():
+            reporter = self._config.pluginmanager.get_plugin("terminalreporter")
+            assert reporter is not None
+            reporter.write(f"\n{datetime.now():%H:%M:%S} {name} ")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    if getattr(session.config.option, "numprocesses", None):  # None in its workers
+        session.config.pluginmanager.register(Begun(session.config))
 
 
 def pytest_sessionfinish() -> None:
