@@ -35,10 +35,11 @@ def record(id: str, date: str, verdict: Verdict = Verdict.PASS, **more: Any) -> 
 
 
 def leave(results: Path, name: str, result: RunResult) -> Path:
-    """A run's directory as far as the pages over many runs need it."""
-    directory = results / name
-    (directory / "memory").mkdir(parents=True)
-    (directory / "result.json").write_bytes(to_json(result))
-    (directory / "report.html").write_text(f"<!DOCTYPE html><title>page of {name}</title>")
-    (directory / "console.log").write_text("Linux version 6.1\n")
-    return directory
+    """A run's directory as far as the pages over many runs need it. Given its name when it is whole, as a rig does:
+    another may be looking for runs meanwhile."""
+    unfinished = results / f".{name}"
+    (unfinished / "memory").mkdir(parents=True)
+    (unfinished / "result.json").write_bytes(to_json(result))
+    (unfinished / "report.html").write_text(f"<!DOCTYPE html><title>page of {name}</title>")
+    (unfinished / "console.log").write_text("Linux version 6.1\n")
+    return unfinished.rename(results / name)
