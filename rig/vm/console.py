@@ -13,7 +13,6 @@ import re
 import select
 import socket
 import threading
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -92,6 +91,7 @@ class Console:
         self._lock = threading.Lock()
         self._tap: Callable[[bytes], None] | None = None
         self._incoming: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self._closing = threading.Event()
         self._feed = _Feed(self._incoming, watch)
         sock.settimeout(_SEND_TIMEOUT)
         self._pump_thread = threading.Thread(target=self._pump, name=f"pump {name}", daemon=True)
@@ -159,6 +159,7 @@ class Console:
 
     def close(self) -> None:
         """Close the socket; returns when all that had arrived is in the log."""
+        self._closing.set()
         try:
             self._sock.shutdown(socket.SHUT_RD)
         finally:
@@ -185,7 +186,7 @@ class Console:
         at_end = False
         while not at_end:
             select.select([self._sock], [], [])
-            time.sleep(_GATHER)
+            self._closing.wait(_GATHER)
             at_end = self._take()
 
     def _take(self) -> bool:
