@@ -242,6 +242,24 @@ class Facts:
         return loads.kind(self.plan.scenario.load) in (LoadKind.PLAIN, LoadKind.JUMP)
 
     @property
+    def unlike_loaded(self) -> str:
+        """What the new kernel says of itself, once its user space has spoken, by which it is not what was loaded, or
+        not fit for what it was loaded for; empty when there is nothing of the kind."""
+        wanted, command_line = self.crash_kernel.release, self.crash_proc_cmdline or ""
+        into = self.plan.into
+        as_dom0 = into is not None and bool(into.hypervisor)
+        if self.crash_release != wanted:
+            return f"{self.crash_release} came up, but {wanted} was loaded"
+        if self.crash_cmdline not in command_line:
+            return f"another image ran: its command line is {command_line!r}, without {self.crash_cmdline!r}"
+        if self.second_is_dom0 != as_dom0:
+            runs = "a hypervisor's dom0" if self.second_is_dom0 else "the bare machine's"
+            return f"{self.crash_release} reached user space, but is {runs}, which is not what was loaded"
+        if not self.plain and not self.vmcore_present:
+            return f"{self.crash_release} reached user space, but there is no /proc/vmcore (CONFIG_PROC_VMCORE?)"
+        return ""
+
+    @property
     def ends_at_handover(self) -> bool:
         """Whether the new kernel is entered and not run."""
         return self.plan.scenario.until is Until.HANDOVER

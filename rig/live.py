@@ -179,13 +179,16 @@ class Run:
     def meet(self, vm: Vm, role: str, started: float, deadline: Deadline) -> Hello:
         """Wait for the new kernel's user space, and learn what it says of itself. started: time.monotonic()."""
         hello = vm.shell.wait_hello(role, deadline)
-        self.learn(
-            crash_release=hello.release,
-            crash_seconds=round(time.monotonic() - started, 3),
-            crash_proc_cmdline=hello.cmdline,
-            second_is_dom0=hello.dom0,
-            vmcore_present=hello.vmcore,
-        )
+        told = {
+            "crash_release": hello.release,
+            "crash_seconds": round(time.monotonic() - started, 3),
+            "crash_proc_cmdline": hello.cmdline,
+            "second_is_dom0": hello.dom0,
+            "vmcore_present": hello.vmcore,
+        }
+        if replace(self.facts, **told).unlike_loaded:  # a failure, which nobody who writes on the line may make
+            vm.shell.confirm(hello, deadline)
+        self.learn(**told)
         return hello
 
     def stop_at(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import itertools
+import secrets
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ HELLO_MARK = "hello "
 _HELLO = rf"@rig {HELLO_MARK}([^\r\n]*)\r?\n"
 _LONGEST = 1e9  # seconds of uptime
 _GLANCE = 0.001  # seconds
+_WORD = 6  # bytes
 _HELLO_KEYS = ("role", "release", "channel", "uptime", "net", "vmcore", "dom0")
 _CMDLINE = " cmdline "  # before the last of it, which may have spaces
 
@@ -77,7 +79,6 @@ class Shell:
         self._kernel = kernel
         self._control = control
         self._line = control
-        self._numbers = itertools.count(1)
 
     @property
     def line(self) -> Console:
@@ -109,6 +110,19 @@ class Shell:
             )
         return hello
 
+    def confirm(self, hello: Hello, deadline: Deadline) -> None:
+        """Ask the shell behind a hello for what that says. Raises GuestError when it says something else: then the
+        hello was somebody else's on the same line. Raises as run() does, too.
+        """
+        told = self.run("uname -r; [ -s /proc/vmcore ] && echo yes || echo no; cat /proc/cmdline", deadline)
+        said = f"{hello.release}\n{'yes' if hello.vmcore else 'no'}\n{hello.cmdline}"
+        if told.strip() != said:
+            raise GuestError(
+                f"a kernel {hello.release} said hello on {self._line.name}, but asked again it does not say the same",
+                hint="console.log and control.log show what the guest printed",
+                console=self._kernel.tail(),
+            )
+
     def _wait_either(self, deadline: Deadline, failures: Sequence[str]) -> tuple[Console, str]:
         """The hello, and the serial line that it came from. Waits on the control line, as nearly all kernels have it,
         and looks at the kernel's now and then."""
@@ -128,14 +142,15 @@ class Shell:
         The output is stdout and stderr together, exactly as written, decoded as UTF-8. Raises
         GuestCommandFailed when the exit status is not 0, GuestHung, GuestDied, Cancelled, ProtocolError.
         """
-        number = next(self._numbers)
-        # The quotes inside '@r''ig' keep the markers from matching should the line ever echo the command.
+        # A word of its own, so that nothing can have answered before it was asked. The quotes inside '@r''ig' keep the
+        # markers from matching should the line ever echo the command.
+        word = secrets.token_hex(_WORD)
         self._line.send(
-            f"printf '\\n@r''ig begin {number}\\n'; (eval {shlex.quote(command)}) </dev/null 2>&1; "
-            f"printf '\\n@r''ig end {number} %d\\n' $?\n".encode()
+            f"printf '\\n@r''ig begin {word}\\n'; (eval {shlex.quote(command)}) </dev/null 2>&1; "
+            f"printf '\\n@r''ig end {word} %d\\n' $?\n".encode()
         )
-        self._line.read_until(b"\n@rig begin %d\n" % number, deadline)
-        output = self._line.read_until(b"\n@rig end %d " % number, deadline).decode(errors="replace")
+        self._line.read_until(f"\n@rig begin {word}\n".encode(), deadline)
+        output = self._line.read_until(f"\n@rig end {word} ".encode(), deadline).decode(errors="replace")
         digits = self._line.expect([r"([0-9]+)\n"], deadline)[1]
         if len(digits) > 3:
             raise ProtocolError("a command's exit status makes no sense", sent=command, received=repr(digits[:80]))

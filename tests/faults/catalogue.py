@@ -74,8 +74,6 @@ def _flipped(content: bytes) -> bytes:
 
 # A rig that is asked to stop when all but the last files are written may still give its result.
 LATE_CANCEL = dict.fromkeys(LATE, ENDED | UNTOUCHED)
-# Once the new kernel runs, what comes over a serial line is its own word: that it is another one than was loaded.
-OWN_WORD = dict.fromkeys(("hand-over", "crash-boot"), EITHER | {FAIL})
 HANGS = ("--deadline", "20")
 NEVER = ("--deadline", "12")  # for what hangs on purpose, and long before
 
@@ -114,11 +112,10 @@ PHASED = (
         "console: every marker",
         acts.guest_prints(acts.MARKERS, "console"),
         EITHER,
-        but=OWN_WORD,
         words=HANGS,
-        quick=("panic",),
+        quick=("panic", "crash-boot"),
     ),
-    Fault("control line: every marker", acts.guest_prints(acts.MARKERS, "control"), EITHER, but=OWN_WORD, words=HANGS),
+    Fault("control line: every marker", acts.guest_prints(acts.MARKERS, "control"), EITHER, words=HANGS),
     Fault("console: no text", acts.guest_prints(acts.NOT_TEXT, "console"), EITHER, SOME, words=HANGS),
     Fault("control line: no text", acts.guest_prints(acts.NOT_TEXT, "control"), EITHER, SOME, words=HANGS),
     Fault("clock: 10 years on", acts.jump_clock(10 * 365 * 86400), UNTOUCHED, PHASES, setting=_clock, quick=("boot",)),

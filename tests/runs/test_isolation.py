@@ -15,13 +15,14 @@ import psutil
 import pytest
 
 from rig import catalog, terminal
-from rig.errors import ProtocolError
+from rig.errors import GuestError, ProtocolError
 from rig.guest import ssh
 from rig.guest.keys import RunKeys
 from rig.model import Options
 from rig.plan import plan
 from rig.vm.deadline import Deadline
 from rig.vm.qemu import Vm
+from rig.vm.shell import Hello
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(400)]
 
@@ -36,15 +37,21 @@ def soon() -> Deadline:
 
 
 @pytest.fixture(scope="module")
-def crashed() -> Iterator[Vm]:
-    """A guest in its crash kernel: only that has a driver for its network card."""
+def arrived() -> Iterator[tuple[Vm, Hello]]:
+    """A guest in its crash kernel, and what that said: only that has a driver for its network card."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RunKeys, "make", lambda: KEYS)  # those that it is booted with
         (one,) = plan(catalog.load(), ["panic"], ["x86_64"])
         with terminal.booted(one, Options(accel="tcg"), True, lambda _: None, threading.Event()) as (vm, _):
             vm.shell.send("echo c >/proc/sysrq-trigger")
-            assert vm.shell.wait_hello("crash", soon()).net == "yes"
-            yield vm
+            hello = vm.shell.wait_hello("crash", soon())
+            assert hello.net == "yes"
+            yield vm, hello
+
+
+@pytest.fixture
+def crashed(arrived: tuple[Vm, Hello]) -> Vm:
+    return arrived[0]
 
 
 @pytest.fixture
@@ -53,6 +60,13 @@ def listeners() -> Iterator[tuple[socket.socket, socket.socket]]:
     with socket.create_server(("127.0.0.1", 0)) as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp:
         udp.bind(("127.0.0.1", 0))
         yield tcp, udp
+
+
+def test_a_real_kernel_says_the_same_when_it_is_asked_again(arrived: tuple[Vm, Hello]) -> None:
+    vm, hello = arrived
+    vm.shell.confirm(hello, soon())
+    with pytest.raises(GuestError, match=r"9\.9\.9 said hello"):
+        vm.shell.confirm(dataclasses.replace(hello, release="9.9.9"), soon())
 
 
 def test_it_reaches_nobody(crashed: Vm, listeners: tuple[socket.socket, socket.socket]) -> None:

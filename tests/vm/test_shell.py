@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import os
 import socket
 import subprocess
 import threading
@@ -123,6 +125,23 @@ def test_read_file(shell: Shell, tmp_path: Path) -> None:
     with pytest.raises(GuestCommandFailed, match="No such file"):
         shell.read_file(str(tmp_path / "none"), 0, 1, soon())
     assert not list(Path("/tmp").glob("rig-part*")), "it cleans up"
+
+
+def test_a_hello_is_confirmed_by_the_shell_behind_it(shell: Shell) -> None:
+    command_line = Path("/proc/cmdline").read_text().strip()
+    own = Hello("crash", os.uname().release, "ttyS1", 1.0, "yes", vmcore=False, dom0=False, cmdline=command_line)
+    shell.confirm(own, soon())
+    for forged in ({"release": "9.9.9"}, {"vmcore": True}, {"cmdline": "x"}):
+        with pytest.raises(GuestError, match="said hello on ttyS1, but asked again it does not say the same"):
+            shell.confirm(dataclasses.replace(own, **forged), soon())  # type: ignore[arg-type]
+
+
+def test_an_answer_that_was_there_before_the_question_confirms_nothing(lines: Lines) -> None:
+    answers = "".join(f"\n@rig begin {n}\n6.1.0-50-686\nno\nquiet role=a  b\n@rig end {n} 0\n" for n in range(9))
+    lines.guest_control.sendall(f"@rig hello {HELLO}\n{answers}".encode())
+    hello = lines.shell.wait_hello("first", soon())
+    with pytest.raises(GuestHung):
+        lines.shell.confirm(hello, soon(0.3))
 
 
 def test_hello_on_either_line_decides_the_channel(lines: Lines) -> None:
