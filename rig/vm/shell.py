@@ -111,17 +111,23 @@ class Shell:
         return hello
 
     def confirm(self, hello: Hello, deadline: Deadline) -> None:
-        """Ask the shell behind a hello for what that says. Raises GuestError when it says something else: then the
-        hello was somebody else's on the same line. Raises as run() does, too.
+        """Ask the shell behind a hello for what that says. Raises GuestError when it says something else, or nothing:
+        then the hello was somebody else's on the same line. GuestDied, Cancelled, ProtocolError as run() does.
         """
-        told = self.run("uname -r; [ -s /proc/vmcore ] && echo yes || echo no; cat /proc/cmdline", deadline)
         said = f"{hello.release}\n{'yes' if hello.vmcore else 'no'}\n{hello.cmdline}"
-        if told.strip() != said:
-            raise GuestError(
-                f"a kernel {hello.release} said hello on {self._line.name}, but asked again it does not say the same",
-                hint="console.log and control.log show what the guest printed",
-                console=self._kernel.tail(),
-            )
+        try:
+            told = self.run("uname -r; [ -s /proc/vmcore ] && echo yes || echo no; cat /proc/cmdline", deadline)
+        except GuestHung:
+            answer = "nobody answers there"
+        else:
+            if told.strip() == said:
+                return
+            answer = "who answers there says something else"
+        raise GuestError(
+            f"a kernel {hello.release} said hello on {self._line.name}, but {answer}",
+            hint="console.log and control.log show what was printed; the hello need not be the crash kernel's",
+            console=self._kernel.tail(),
+        )
 
     def _wait_either(self, deadline: Deadline, failures: Sequence[str]) -> tuple[Console, str]:
         """The hello, and the serial line that it came from. Waits on the control line, as nearly all kernels have it,

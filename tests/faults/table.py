@@ -29,11 +29,10 @@ HEADS = ("prep", "boot", "arm", "pan", "mkx", "hand", "cb", "dump", "jdg", "rep"
 LEGEND = """\
 Phases: prepare, boot, arm, panic, machine-kexec, hand-over, crash-boot, dump,
 judge, report. P: passed, rightly. F: failed, rightly (the guest's own crash
-kernel died, or said that it was another). E: could not judge; a result says
-why. G: could not judge, nor keep a result. R: refused at once. C: cancelled.
-U: ended, as nobody read its output. N: judged and kept, but not told: stdout
-was full. K: killed. !: wrong verdict, exit status or message, or something left
-behind."""
+kernel died). E: could not judge; a result says why. G: could not judge, nor
+keep a result. R: refused at once. C: cancelled. U: ended, as nobody read its
+output. N: judged and kept, but not told: stdout was full. K: killed. !: wrong
+verdict, exit status or message, or something left behind."""
 
 
 def read(path: Path) -> dict[tuple[str, str], Outcome]:
