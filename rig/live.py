@@ -179,16 +179,17 @@ class Run:
     def meet(self, vm: Vm, role: str, started: float, deadline: Deadline) -> Hello:
         """Wait for the new kernel's user space, and learn what it says of itself. started: time.monotonic()."""
         hello = vm.shell.wait_hello(role, deadline)
-        told = {
-            "crash_release": hello.release,
-            "crash_seconds": round(time.monotonic() - started, 3),
-            "crash_proc_cmdline": hello.cmdline,
-            "second_is_dom0": hello.dom0,
-            "vmcore_present": hello.vmcore,
-        }
-        if replace(self.facts, **told).unlike_loaded:  # a failure, which nobody who writes on the line may make
+        news = replace(
+            self.facts,
+            crash_release=hello.release,
+            crash_seconds=round(time.monotonic() - started, 3),
+            crash_proc_cmdline=hello.cmdline,
+            second_is_dom0=hello.dom0,
+            vmcore_present=hello.vmcore,
+        )
+        if news.unlike_loaded:  # a failure, which nobody who writes on the line may make
             vm.shell.confirm(hello, deadline)
-        self.learn(**told)
+        self.facts = news
         return hello
 
     def stop_at(

@@ -133,7 +133,7 @@ def test_a_hello_is_confirmed_by_the_shell_behind_it(shell: Shell) -> None:
     shell.confirm(own, soon())
     for forged in ({"release": "9.9.9"}, {"vmcore": True}, {"cmdline": "x"}):
         with pytest.raises(GuestError, match="said hello on ttyS1, but who answers there says something else"):
-            shell.confirm(dataclasses.replace(own, **forged), soon())  # type: ignore[arg-type]
+            shell.confirm(dataclasses.replace(own, **forged), soon())
 
 
 def test_an_answer_that_was_there_before_the_question_confirms_nothing(lines: Lines) -> None:
