@@ -51,12 +51,13 @@ if TYPE_CHECKING:
     from rig import crash, jump, plain, trace, xen
     from rig.evidence.reader import Evidence
     from rig.guest import dom0
-    from rig.hold import StopAt, hold
+    from rig.hold import hold
     from rig.judge import judge
     from rig.kernel import efi
     from rig.recorder import Recorder
     from rig.report.html import render_run
     from rig.report.listing import hand_over_listing
+    from rig.stop_at import StopAt
 else:  # needed once the guest has booted: rig/warmup.py
     crash, jump, plain, trace = late("rig.crash"), late("rig.jump"), late("rig.plain"), late("rig.trace")
     xen, dom0, efi = late("rig.xen"), late("rig.guest.dom0"), late("rig.kernel.efi")

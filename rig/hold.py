@@ -17,8 +17,7 @@ import socket
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rig import unfinished
@@ -28,6 +27,7 @@ from rig.kernel import symbols, symfile
 from rig.live import Run, attached
 from rig.loads import LOADS
 from rig.model import Arch, Checkpoint, CpuState, LoadKind, RunPlan
+from rig.stop_at import QMP, Attachment, StopAt
 from rig.vm.deadline import POLL, Deadline
 from rig.vm.qemu import Vm
 from rig.vm.relay import Relay
@@ -47,36 +47,8 @@ ORDER = {
 PINNED = (Checkpoint.PANIC, Checkpoint.MACHINE_KEXEC, Checkpoint.HANDOVER, Checkpoint.RETURNED)
 NEW_KERNEL = (Checkpoint.CRASH_KERNEL, Checkpoint.SECOND_KERNEL)
 SUN_PATH = 108  # bytes of a Unix socket's path, with the NUL at its end (unix(7))
-GDB, QMP, SYMBOLS = "gdb", "qmp", "symbols"  # file names
+GDB, SYMBOLS = "gdb", "symbols"  # file names, beside QMP
 _STDIN_HINT = "a line from stdin, or its end, lets the run go on: use a terminal or a pipe"
-
-
-@dataclass(frozen=True)
-class Attachment:
-    """How to get at the held guest: commands for a shell. cpus: where each one is, in words."""
-
-    run: str
-    checkpoint: Checkpoint
-    gdb: str
-    qmp: str
-    console: str
-    cpus: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class StopAt:
-    """What the user asked for. folder: private, for the sockets. stdin: a file descriptor; a line from it, or its end,
-    lets the run go on. tell: shows the user how to get at the guest."""
-
-    checkpoint: Checkpoint
-    folder: Path
-    stdin: int
-    tell: Callable[[Attachment], None]
-
-    @property
-    def monitor(self) -> Path:
-        """The socket of the user's QMP monitor."""
-        return self.folder / QMP
 
 
 def require_possible(plans: Sequence[RunPlan], checkpoint: Checkpoint, stdin: int) -> None:

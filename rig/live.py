@@ -33,12 +33,12 @@ from rig.vm.shell import Hello
 
 if TYPE_CHECKING:
     from rig import injection, saboteur, trace
-    from rig.hold import StopAt
     from rig.kernel import kimage
     from rig.kernel.table import SymbolTable
     from rig.memory import levels, paging
     from rig.prepare import Artefacts
     from rig.recorder import Recorder
+    from rig.stop_at import StopAt
     from rig.survey import survey
     from rig.vm import tracing
 else:  # needed once the guest has booted: rig/warmup.py

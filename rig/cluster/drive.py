@@ -10,7 +10,7 @@ import traceback
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from distributed import KilledWorker
 from distributed.client import FutureCancelledError
@@ -18,17 +18,14 @@ from distributed.comm.core import CommClosedError
 
 from rig import pool
 from rig.attempt import failure
-from rig.cluster.client import JOINED, LEFT, POLL, SAID, no_worker
 from rig.cluster.lab import Lab, Place
+from rig.cluster.link import JOINED, LEFT, POLL, SAID, Link, no_worker
 from rig.cluster.parcel import Gather, place
 from rig.errors import Cancelled, MachineError, RigError
 from rig.matrix import ENDED_WORKERS
 from rig.model import Failure, Options, RunPlan
 from rig.pool import Finished
 from rig.progress import NOTE, Progress
-
-if TYPE_CHECKING:
-    from rig.cluster.client import Link
 
 ENDED = "ended"  # an event, beside those of Link: the task of the cell on this worker is done
 GO_ON = "start it and the workers again; the same command with --resume goes on from here"

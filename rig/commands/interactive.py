@@ -23,14 +23,15 @@ from rig.report.wording import printable_lines
 SHELL_SCENARIO = "panic"  # whose guest `rig shell` boots, unless another one is to be armed
 
 if TYPE_CHECKING:
-    from rig.hold import Attachment
+    from rig.stop_at import Attachment
 
 
 def run_held(args: argparse.Namespace, plans: list[RunPlan]) -> int:
     """One run in this thread, without a live display: the user's own words must stay where they are."""
     from rig import conductor
-    from rig.hold import StopAt, private_folder, require_possible
+    from rig.hold import private_folder, require_possible
     from rig.progress import PlainProgress
+    from rig.stop_at import StopAt
 
     checkpoint, stdin = Checkpoint(args.stop_at), sys.__stdin__.fileno() if sys.__stdin__ else -1
     require_possible(plans, checkpoint, stdin)

@@ -14,8 +14,8 @@ from types import SimpleNamespace
 import pytest
 
 from rig import cli, terminal
-from rig.hold import Attachment, StopAt
 from rig.model import Checkpoint, Options, RunPlan, RunResult
+from rig.stop_at import Attachment, StopAt
 from tests.cli.pretended import Conductor, result, words
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from rig.cluster import worker
 from rig.cluster.address import Address
-from rig.cluster.client import Link
+from rig.cluster.link import Link
 from rig.cluster.scheduler import PAGES
 from rig.errors import RequestError
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from rig.cluster.address import Address
-from rig.cluster.client import JOINED, LEFT, Link
+from rig.cluster.link import JOINED, LEFT, Link
 from rig.cluster.machine import Machine, rig_id
 
 ANN = Machine("1", "ann", 2, 4096, rig_id(), "QEMU", "tcg")
