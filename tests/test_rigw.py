@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 REAL = ("sh", "cat", "cut", "basename", "dirname", "readlink", "sha256sum", "rm", "mkdir", "chmod", "env", "flock")
 GUEST_TOOLS = ("qemu-system-x86_64", "setpriv", "xz", "gcc", "make")
 KERNEL_TOOLS = ("flex", "bison", "bc", "patch", "ld")
-TEST_TOOLS = ("chromium", "git", "cpio", "zsh")
+TEST_TOOLS = ("chromium", "git", "cpio", "zsh", "ss")
 
 # `python3 -m venv --clear DIR` puts itself there; `-m pip install` makes DIR/bin/rig, which tells what it is given.
 PYTHON = """\
