@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from rig import ingredients
-from rig.cluster import address, client
+from rig.cluster import address, client, link
 from rig.cluster.client import Engine
 from rig.cluster.parcel import Parcel, gathered
 from rig.errors import MachineError
@@ -317,7 +317,7 @@ def test_without_workers_it_does_not_wait_for_ever(guarded: Guarded, monkeypatch
 
 def test_tls_lets_in_nobody_whom_it_does_not_know(guarded: Guarded, monkeypatch: pytest.MonkeyPatch) -> None:
     assert guarded.where.startswith("tls://127.0.0.1:")
-    monkeypatch.setattr(client, "CONNECT_SECONDS", 1)
+    monkeypatch.setattr(link, "CONNECT_SECONDS", 1)
     theirs = address.Tls(*certificate(guarded.directory, "theirs"))
     for where, tls in ((guarded.where, theirs), (guarded.where.replace("tls", "tcp"), None)):
         with pytest.raises(MachineError, match="no scheduler answers"):
