@@ -123,7 +123,8 @@ class Ratio:
 
 
 def settled(bench: Bench, what: str, turn: Callable[[], Sequence[Ratio]]) -> Sequence[Ratio]:
-    """Turns until they settle their bounds, broken or kept alike."""
+    """Turns until they settle their bounds, broken or kept alike. As it is looked after each turn, the doubt is larger
+    than that of one interval; to both sides alike."""
     for number in range(1, MOST + 1):
         bench.say(f"run: {what}: {number} of {TIMES if number <= TIMES else f'at most {MOST}'}")
         ratios = turn()
