@@ -187,7 +187,7 @@ class Run:
             second_is_dom0=hello.dom0,
             vmcore_present=hello.vmcore,
         )
-        if news.unlike_loaded:  # a failure, which nobody who writes on the line may make
+        if news.unlike_loaded:  # a failure, which a line that anybody can print does not make
             vm.shell.confirm(hello, deadline)
         self.facts = news
         return hello

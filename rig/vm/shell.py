@@ -111,8 +111,9 @@ class Shell:
         return hello
 
     def confirm(self, hello: Hello, deadline: Deadline) -> None:
-        """Ask the shell behind a hello for what that says. Raises GuestError when it says something else, or nothing:
-        then the hello was somebody else's on the same line. GuestDied, Cancelled, ProtocolError as run() does.
+        """Ask the shell behind a hello for what that says, but for dom0 and the network. Raises GuestError when it says
+        something else, or nothing: then the hello was somebody else's on the same line. GuestDied, Cancelled,
+        ProtocolError as run() does. A guest that reads the question can answer as it likes.
         """
         said = f"{hello.release}\n{'yes' if hello.vmcore else 'no'}\n{hello.cmdline}"
         try:
