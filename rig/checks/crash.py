@@ -11,7 +11,7 @@ from rig.model import CheckResult, Verdict
 
 def crash_kernel_boots(evidence: Evidence) -> CheckResult:
     """By the new kernel's own word from its user space: its release, its command line, whether /proc/vmcore exists.
-    What would be a failure it has said twice, but for being a dom0: Run.meet().
+    What would be a failure it has said twice: Run.meet().
 
     The command line must have in it what the image that was loaded last was given: else another image ran. A plain
     kexec is not asked for /proc/vmcore. Where a hypervisor was loaded, the kernel must be its dom0, and only there.

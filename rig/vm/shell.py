@@ -111,13 +111,16 @@ class Shell:
         return hello
 
     def confirm(self, hello: Hello, deadline: Deadline) -> None:
-        """Ask the shell behind a hello for what that says, but for dom0 and the network. Raises GuestError when it says
+        """Ask the shell behind a hello for what that says, but for the network. Raises GuestError when it says
         something else, or nothing: then the hello was somebody else's on the same line. GuestDied, Cancelled,
         ProtocolError as run() does. A guest that reads the question can answer as it likes.
         """
-        said = f"{hello.release}\n{'yes' if hello.vmcore else 'no'}\n{hello.cmdline}"
+        flags = ("yes" if flag else "no" for flag in (hello.vmcore, hello.dom0))
+        said = "\n".join((hello.release, *flags, hello.cmdline))
+        tests = ("[ -s /proc/vmcore ]", "grep -qs control_d /proc/xen/capabilities")
+        asked = ("uname -r", *(f"{test} && echo yes || echo no" for test in tests), "cat /proc/cmdline")
         try:
-            told = self.run("uname -r; [ -s /proc/vmcore ] && echo yes || echo no; cat /proc/cmdline", deadline)
+            told = self.run("; ".join(asked), deadline)
         except GuestHung:
             answer = "nobody answers there"
         else:

@@ -131,13 +131,13 @@ def test_a_hello_is_confirmed_by_the_shell_behind_it(shell: Shell) -> None:
     command_line = Path("/proc/cmdline").read_text().strip()
     own = Hello("crash", os.uname().release, "ttyS1", 1.0, "yes", vmcore=False, dom0=False, cmdline=command_line)
     shell.confirm(own, soon())
-    for forged in ({"release": "9.9.9"}, {"vmcore": True}, {"cmdline": "x"}):
+    for forged in ({"release": "9.9.9"}, {"vmcore": True}, {"dom0": True}, {"cmdline": "x"}):
         with pytest.raises(GuestError, match="said hello on ttyS1, but who answers there says something else"):
             shell.confirm(dataclasses.replace(own, **forged), soon())
 
 
 def test_an_answer_that_was_there_before_the_question_confirms_nothing(lines: Lines) -> None:
-    answers = "".join(f"\n@rig begin {n}\n6.1.0-50-686\nno\nquiet role=a  b\n@rig end {n} 0\n" for n in range(9))
+    answers = "".join(f"\n@rig begin {n}\n6.1.0-50-686\nno\nyes\nquiet role=a  b\n@rig end {n} 0\n" for n in range(9))
     lines.guest_control.sendall(f"@rig hello {HELLO}\n{answers}".encode())
     hello = lines.shell.wait_hello("first", soon())
     with pytest.raises(GuestError, match="said hello on ttyS1, but nobody answers there"):
